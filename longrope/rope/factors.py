@@ -97,7 +97,7 @@ class RopeFactors:
 
     def inv_freq(self) -> npt.NDArray[np.float64]:
         """Inverse frequencies in float64, (rotary_dim / 2,), in radians per position."""
-        return plain_inv_freq(self.rope_theta, self.rotary_dim) / np.asarray(self.lambdas)
+        return plain_inv_freq(self.rope_theta, self.rotary_dim) / np.asarray(self.lambdas, dtype=np.float64)
 
     def replace(self, **changes: Any) -> RopeFactors:
         """A copy with the given fields changed."""
@@ -180,9 +180,13 @@ def check_schema(data: Any, kind: str, source: str) -> None:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
         raise FactorsError(f"{name} holds {value!r}; expected a number")
-    if not math.isfinite(value):
-        raise FactorsError(f"{name} holds {value!r}; every value must be finite")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number that JSON may hold and no float can
+        number = math.inf
+    if not math.isfinite(number):
+        raise FactorsError(f"{name} holds {number!r}; every value must be finite")
+    return number
 
 
 def _whole(name: str, value: Any) -> int:

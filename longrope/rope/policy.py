@@ -83,8 +83,7 @@ class FactorSchedule(RopePolicy):
             window.factors.check_fits(first.rope_theta, first.rotary_dim)
             if window.factors.original_length != first.original_length:
                 raise FactorsError(
-                    f"windows disagree on original_length: {first.original_length} and "
-                    f"{window.factors.original_length}"
+                    f"windows disagree on original_length: {first.original_length} and {window.factors.original_length}"
                 )
 
     def factors_for(self, length: int) -> RopeFactors:
@@ -102,9 +101,10 @@ class FactorSchedule(RopePolicy):
         """This schedule with a window added, or the one of the same length replaced.
 
         Args:
+            factors: what the window uses.
             max_length: tokens the window holds; the factors' target length when not given.
         """
-        added = Window(max_length or factors.target_length, factors)
+        added = Window(factors.target_length if max_length is None else max_length, factors)
         kept = [window for window in self.windows if window.max_length != added.max_length]
         return FactorSchedule(tuple(sorted([*kept, added], key=lambda window: window.max_length)))
 
@@ -132,7 +132,7 @@ class FactorSchedule(RopePolicy):
         windows = []
         for index, entry in enumerate(entries):
             where = f"{source}: window {index}"
-            if not isinstance(entry, Mapping) or not isinstance(entry.get("max_length"), int):
+            if not isinstance(entry, Mapping) or type(entry.get("max_length")) is not int:
                 raise FactorsError(f"{where} needs a whole max_length and factors")
             windows.append(Window(entry["max_length"], RopeFactors.from_dict(entry.get("factors"), where)))
         try:
