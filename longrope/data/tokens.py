@@ -1,0 +1,61 @@
+"""The first tokens of a text, without tokenising the whole of a long one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Tokens = npt.NDArray[np.int32]
+
+CHARACTERS_PER_TOKEN = 5  # the first guess; doubled until there are enough tokens
+# Cutting a text changes how its last characters are tokenised. The change reaches back a few tokens; the tokens
+# before this many are those of the whole text.
+MARGIN_TOKENS = 64
+
+
+class TextEncoder:
+    """A Hugging Face tokenizer that stops early.
+
+    Texts begin with the special tokens that the tokenizer puts in front of them (BOS, if it adds one). What it
+    puts behind a text is never part of it: a sample is cut out of a document that goes on.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.prefix = self._special_tokens_in_front()
+        self.eos: int | None = tokenizer.eos_token_id
+
+    def first(self, text: str, length: int) -> Tokens:
+        """The first ``length`` tokens of ``text``, special tokens in front included; fewer if the text has fewer.
+
+        Returns:
+            (T,) int32 with T <= length, equal to the start of what the tokenizer makes of the whole text.
+        """
+        wanted = length - len(self.prefix)
+        characters = max(wanted, 1) * CHARACTERS_PER_TOKEN
+        while True:
+            ids = self._encode(text[:characters])
+            if characters >= len(text) or len(ids) >= wanted + MARGIN_TOKENS:
+                return np.array((self.prefix + ids)[:length], dtype=np.int32)
+            characters *= 2
+
+    def most_tokens(self, size: int) -> int:
+        """The most tokens that a text of ``size`` UTF-8 bytes can have: a byte each.
+
+        One more allows for the space that some tokenizers put in front of a text.
+        """
+        return len(self.prefix) + size + 1
+
+    def _encode(self, text: str, special: bool = False) -> list[int]:
+        # verbose=False: texts longer than the model's window are the point here, not worth a warning.
+        ids: list[int] = self._tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)["input_ids"]
+        return ids
+
+    def _special_tokens_in_front(self) -> list[int]:
+        bare, framed = self._encode("a"), self._encode("a", special=True)
+        for start in range(len(framed) - len(bare) + 1):
+            if framed[start : start + len(bare)] == bare:
+                return framed[:start]
+        return []
