@@ -1,0 +1,84 @@
+"""SearchAlgorithm: the ask/tell interface of every search, independent of models, workers and files."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple
+
+from longrope.search.candidate import Candidate
+
+
+class Scored(NamedTuple):
+    """A candidate that was told, with the round it was asked in and its objective."""
+
+    round: int
+    candidate: Candidate
+    score: float
+
+
+class SearchAlgorithm(ABC):
+    """Proposes candidates in rounds and learns from their scores.
+
+    ``while candidates := algorithm.ask(): algorithm.tell({c: objective(c) for c in candidates})``
+
+    A round is a barrier: what comes next depends only on the seed and the scores told, never on the order in which
+    they arrived, so the same seed gives the same search with any number of workers, and a search is resumed by
+    running it again and answering from a journal. No candidate is asked for twice.
+
+    Attributes:
+        name: of the algorithm, as in ``--algorithm``.
+        round: number of the current round, from 0; ``tell`` moves on to the next.
+        history: everything told, in the order asked.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self) -> None:
+        self.round = 0
+        self.history: list[Scored] = []
+        self._asked: list[Candidate] = []
+        self._seen: set[Candidate] = set()
+        self._finished = False
+
+    def ask(self) -> list[Candidate]:
+        """The candidates of the next round, all different and never asked before; [] when the search is finished."""
+        assert not self._asked, "tell the scores of the last round first"
+        candidates = [] if self._finished else self._propose()
+        self._finished = not candidates
+        self._seen.update(candidates)
+        assert len(self._seen) == len(self.history) + len(candidates), "a candidate was proposed twice"
+        self._asked = candidates
+        return list(candidates)
+
+    def tell(self, scores: Mapping[Candidate, float]) -> None:
+        """Give the objective of every candidate just asked for, in any order.
+
+        Args:
+            scores: lower is better; ``math.inf`` marks an invalid candidate, which is never selected.
+        """
+        assert scores.keys() == set(self._asked), "tell exactly the candidates that were asked for"
+        assert all(score > -math.inf for score in scores.values()), "a score is nan or -inf"
+        if self._asked:
+            self.history += [Scored(self.round, candidate, float(scores[candidate])) for candidate in self._asked]
+            self._asked = []
+            self.round += 1
+
+    @property
+    def best(self) -> tuple[Candidate, float] | None:
+        """The best candidate told and its score, the earlier of equals; None if none was valid."""
+        return self.best_with(lambda candidate: True)
+
+    def best_with(self, predicate: Callable[[Candidate], bool]) -> tuple[Candidate, float] | None:
+        """The best valid candidate told for which ``predicate`` holds, for example ``lambda c: c.n_hat == 0``."""
+        ranked = (scored for scored in self.ranked() if predicate(scored.candidate))
+        return next(((scored.candidate, scored.score) for scored in ranked), None)
+
+    def ranked(self) -> list[Scored]:
+        """The valid candidates told, best first; equal scores in the order asked."""
+        return sorted((scored for scored in self.history if scored.score < math.inf), key=lambda scored: scored.score)
+
+    @abstractmethod
+    def _propose(self) -> list[Candidate]:
+        """The next round: different candidates, none of them in ``self._seen``; [] when finished."""
