@@ -41,7 +41,7 @@ def read_documents(
 ) -> Iterator[Document]:
     """The documents of ``source``, in an order that is the same every time.
 
-    Texts without any visible character are passed over. Line ends are read as ``\\n``.
+    Texts without any visible character are passed over. All line ends are read as line feeds.
 
     Args:
         source: a .txt or .md file (one document), a .jsonl file (one object a line), a .parquet file, a folder

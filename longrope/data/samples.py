@@ -35,6 +35,11 @@ class Sample:
         object.__setattr__(self, "tokens", tokens)
         object.__setattr__(self, "digest", hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()[:16])
 
+    def prefix(self, length: int) -> Sample:
+        """The first ``length`` tokens, as a sample of its own."""
+        assert 0 < length <= len(self.tokens)
+        return Sample(self.name, self.tokens[:length])
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sample) and self.digest == other.digest
 
