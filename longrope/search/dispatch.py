@@ -1,0 +1,209 @@
+"""What all pools share: who works on what, attempts, replacements, and when to give up."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from longrope.exceptions import SettingsError, WorkerError
+from longrope.search.evaluation import BlockScore, EvaluationPool, Failure, Task
+from longrope.search.worker import Died, NotLoaded, Raised, Ready, Reply
+
+STARTS = 3  # times in a row that a worker may fail to start before the run ends
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Job:
+    task: Task
+    attempts: int = 0
+
+
+@dataclass
+class _Slot:
+    """The driver's view of one worker. Busy without a job: it works on what nobody waits for any more."""
+
+    ready: bool = False
+    busy: bool = False
+    job: _Job | None = None
+    failed_starts: int = 0  # since its last reply to a task
+
+
+class WorkerPool(EvaluationPool):
+    """A pool whose subclass knows how to start, feed and hear workers, numbered from 0.
+
+    A worker has one task at a time and gets the next as soon as its result is there, before that result is yielded:
+    so it works while the caller digests the result. Queueing a second task at each worker would save only the
+    round trip (0.2 ms locally, 2 ms with Ray) and cost idle workers at the end of a batch.
+
+    Args:
+        workers: evaluators to run at the same time.
+        threads: CPU threads of each.
+        gpus_per_worker: 0 (no GPU), a fraction (workers share a GPU) or a whole number.
+        attempts: times a task is tried in all.
+        events: is told in one line what befalls the workers.
+
+    Raises:
+        SettingsError: if a number makes no sense.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        threads: int,
+        gpus_per_worker: float,
+        attempts: int,
+        events: Callable[[str], None] | None,
+    ) -> None:
+        for name, value in (("workers", workers), ("threads", threads), ("attempts", attempts)):
+            if value < 1:
+                raise SettingsError(f"{name} is {value}; give at least 1")
+        if not (0 <= gpus_per_worker <= 1 or (gpus_per_worker > 1 and float(gpus_per_worker).is_integer())):
+            raise SettingsError(f"GPUs per worker is {gpus_per_worker}; give 0, a fraction of 1, or a whole number")
+        self.workers = workers
+        self._threads = threads
+        self._gpus_per_worker = gpus_per_worker
+        self._attempts = attempts
+        self._tell = events if events is not None else _logger.info
+        self._slots: list[_Slot] = []
+        self._waiting: deque[_Job] = deque()
+        self._running = False
+        self._any_started = False
+        self._closed = False
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Prepare what the workers need; called once, before the first starts."""
+
+    @abstractmethod
+    def _start_worker(self, worker: int) -> None:
+        """Begin to start a worker, in the place of the one of that number if there was one; do not wait for it."""
+
+    @abstractmethod
+    def _submit(self, worker: int, task: Task) -> None:
+        """Give a ready and idle worker a task. If it has died, ``_wait`` says so later."""
+
+    @abstractmethod
+    def _wait(self) -> list[tuple[int, Reply]]:
+        """Wait until a worker has something to say, and return that: at most one reply per worker.
+
+        ``Died`` and ``NotLoaded`` are a worker's last words: the subclass has cleaned up behind it.
+        """
+
+    @abstractmethod
+    def _shut(self) -> None:
+        """Stop all workers and free what ``_open`` took, also if that or the starting failed half-way."""
+
+    def start(self) -> None:
+        if self._closed:
+            raise WorkerError("the evaluation pool is closed; open a new one")
+        if not self._slots:
+            self._slots = [_Slot() for _ in range(self.workers)]
+            try:
+                self._open()
+                for worker in range(self.workers):
+                    self._start_worker(worker)
+            except BaseException:
+                self.close()  # the caller's with block is not entered
+                raise
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._shut()
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, BlockScore | Failure]]:
+        assert not self._running, "one run at a time: finish or close the other iterator first"
+        self.start()
+        self._running = True
+        source = iter(tasks)
+        try:
+            while True:
+                self._hand_out(source)
+                if not any(slot.job for slot in self._slots) and not self._has_more(source):
+                    return
+                finished: list[tuple[Task, BlockScore | Failure]] = []
+                for worker, reply in self._wait():
+                    finished += self._receive(worker, reply)
+                self._hand_out(source)
+                for result in finished:
+                    yield result
+                    if self._closed:
+                        raise WorkerError("the evaluation pool was closed in the middle of a run")
+        finally:
+            self._running = False
+            self._waiting.clear()
+            for slot in self._slots:
+                slot.job = None
+
+    def _hand_out(self, source: Iterator[Task]) -> None:
+        for worker, slot in enumerate(self._slots):
+            if slot.ready and not slot.busy and self._has_more(source):
+                slot.job = self._waiting.popleft()
+                slot.job.attempts += 1
+                slot.busy = True
+                self._submit(worker, slot.job.task)
+
+    def _has_more(self, source: Iterator[Task]) -> bool:
+        """Whether a job is waiting; takes the next task if none is waiting for another attempt."""
+        if not self._waiting:
+            self._waiting.extend(_Job(task) for task in _first(source))
+        return bool(self._waiting)
+
+    def _receive(self, worker: int, reply: Reply) -> list[tuple[Task, BlockScore | Failure]]:
+        """Note a reply; the result that it brings, if any."""
+        slot = self._slots[worker]
+        if isinstance(reply, Ready):
+            slot.ready = self._any_started = True
+            return []
+        if isinstance(reply, NotLoaded) or (isinstance(reply, Died) and not slot.busy):
+            self._start_again(worker, reply)
+            return []
+        job, slot.job, slot.busy = slot.job, None, False
+        slot.failed_starts = 0
+        if isinstance(reply, Died):
+            slot.ready = False
+            self._tell(f"evaluator {worker} died ({reply.reason}), replaced")
+            self._start_worker(worker)
+        if job is None:
+            return []
+        if isinstance(reply, BlockScore):
+            return [(job.task, reply)]
+        reason = f"the evaluator died ({reply.reason})" if isinstance(reply, Died) else reply.reason
+        if isinstance(reply, Raised) and reply.trace:
+            _logger.debug("evaluator %d: %s", worker, reply.trace)
+        self._tell(
+            f"attempt {job.attempts} of {self._attempts} at candidate {job.task.candidate.key}, "
+            f"sample {job.task.sample[:8]} failed: {reason}"
+        )
+        if job.attempts < self._attempts:
+            self._waiting.append(job)
+            return []
+        return [(job.task, Failure(reason))]
+
+    def _start_again(self, worker: int, reply: NotLoaded | Died) -> None:
+        """Replace a worker that failed to start or died idle, unless that is hopeless."""
+        slot = self._slots[worker]
+        slot.failed_starts += 1
+        what = "died while idle" if slot.ready else "could not start"
+        slot.ready = False
+        if isinstance(reply, NotLoaded) and reply.trace:
+            _logger.debug("evaluator %d: %s", worker, reply.trace)
+        if not self._any_started:
+            error = reply.input_exception() if isinstance(reply, NotLoaded) else None
+            raise error or WorkerError(f"evaluator {worker} {what}: {reply.reason}")
+        if slot.failed_starts == STARTS:
+            raise WorkerError(f"evaluator {worker} {what}, {STARTS} times in a row: {reply.reason}")
+        self._tell(f"evaluator {worker} {what} ({reply.reason}), replaced")
+        self._start_worker(worker)
+
+
+def _first(source: Iterator[Task]) -> Iterator[Task]:
+    """At most one more item."""
+    for task in source:
+        yield task
+        return

@@ -1,0 +1,73 @@
+"""Evaluators that the pool tests run in workers: what a task does is written in its sample."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from longrope.exceptions import DataError, FactorsError
+from longrope.search.candidate import Candidate
+from longrope.search.evaluation import BlockScore
+
+
+class LocalFactorsError(FactorsError):
+    """A subclass that the error tree does not know."""
+
+
+@dataclass(frozen=True)
+class ScriptedFactory:
+    """Makes scripted evaluators. A file named ``broken`` in ``folder`` makes it fail as the file's text says."""
+
+    folder: Path
+
+    def __call__(self) -> ScriptedEvaluator:
+        broken = self.folder / "broken"
+        if broken.exists():
+            match broken.read_text():
+                case "input":
+                    raise DataError("the data are gone; give others")
+                case "subclass":
+                    raise LocalFactorsError("factors of another model; give others")
+                case "dies":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case _:
+                    raise RuntimeError("no model here\nsecond line")
+        return ScriptedEvaluator(self.folder)
+
+
+class ScriptedEvaluator:
+    """Scores with the lambdas times 2; the sample says what else to do, as ``verb:name``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def evaluate(self, candidate: Candidate, sample: str) -> BlockScore:
+        verb, _, name = sample.partition(":")
+        if verb in ("raise", "raise-once", "die", "die-once"):
+            with (self._folder / f"{name}.attempts").open("a") as file:
+                file.write("x")
+            first = (self._folder / f"{name}.attempts").stat().st_size == 1
+            if verb == "die" or (verb == "die-once" and first):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if verb == "raise" or (verb == "raise-once" and first):
+                raise MemoryError("CUDA out of memory\nTried to allocate")
+        elif verb == "block":
+            # Says its pid through one FIFO and waits for a line from the other, both made by the test. The first
+            # stays open, so that its other end sees when this process is gone.
+            with (self._folder / f"{name}.out").open("w") as out:
+                out.write(f"{os.getpid()}\n")
+                out.flush()
+                with (self._folder / f"{name}.in").open() as go:
+                    go.readline()
+        elif verb == "pid":
+            return BlockScore((float(os.getpid()),), 256, 0.0)
+        elif verb == "threads":
+            import torch
+
+            environment = (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"])
+            return BlockScore((*map(float, environment), float(torch.get_num_threads())), 256, 0.0)
+        elif verb == "environment":
+            return BlockScore(tuple(float(ord(letter)) for letter in os.environ.get(name, "")), 256, 0.0)
+        return BlockScore(tuple(value * 2 for value in candidate.lambdas), 256 * len(candidate.lambdas), 0.5)
