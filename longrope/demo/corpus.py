@@ -9,12 +9,15 @@ version they were made with.
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import sysconfig
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from longrope.files import write_text_atomically
 
 HELD_OUT_PERCENT = 25
 
@@ -75,3 +78,12 @@ def standard_library(root: Path | None = None) -> Iterator[Module]:
 def python_version() -> str:
     """The version that decides what the corpus says, for example ``3.11.7``."""
     return platform.python_version()
+
+
+def write_held_out(path: Path) -> Path:
+    """Write the held-out modules to a JSONL file, one ``{"name", "text"}`` a line; returns ``path``."""
+    lines = (
+        json.dumps({"name": module.path, "text": module.text}) for module in standard_library() if module.held_out
+    )
+    write_text_atomically(path, "".join(line + "\n" for line in lines))
+    return path

@@ -10,6 +10,7 @@ from typing import Any
 
 from longrope.rope.factors import RopeFactors
 
+
 @dataclass(frozen=True)
 class Candidate:
     """Factors under trial: lambdas (absolute over plain rope_theta), n_hat and attention factor.

@@ -1,0 +1,154 @@
+"""Options that several subcommands share, and their translation into settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from longrope.search.settings import AlgorithmSettings, DataSettings, ExecutionSettings
+
+_DATA, _SEARCH, _RUN = "Data", "Search", "Execution"
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A model folder, a hub id, or `demo` (the embedded model).")
+]
+Output = Annotated[str, typer.Option("--output", "-o", help="Folder that receives the results.", metavar="DIR")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="Long documents: a .txt, .md, .jsonl or .parquet file, a folder of them, or a Hugging Face dataset id.",
+        metavar="PATH",
+        rich_help_panel=_DATA,
+    ),
+]
+Field = Annotated[str, typer.Option(help="Text field of JSONL, parquet and datasets.", rich_help_panel=_DATA)]
+Split = Annotated[str, typer.Option(help="Split of a Hugging Face dataset.", rich_help_panel=_DATA)]
+DataRevision = Annotated[
+    str | None, typer.Option("--revision", help="Revision of a Hugging Face dataset.", rich_help_panel=_DATA)
+]
+DataConfig = Annotated[
+    str | None, typer.Option("--config", help="Configuration of a Hugging Face dataset.", rich_help_panel=_DATA)
+]
+MaxDocuments = Annotated[
+    int | None, typer.Option(help="Stop reading a stream after so many documents.", rich_help_panel=_DATA)
+]
+Samples = Annotated[int | None, typer.Option(help="Documents to search on [5; 3 above 512k].", rich_help_panel=_DATA)]
+HeldOut = Annotated[
+    int, typer.Option(help="Other documents, only for the final comparison; 0 for none.", rich_help_panel=_DATA)
+]
+Concatenate = Annotated[
+    bool, typer.Option("--concatenate", help="Join documents instead of asking for long ones.", rich_help_panel=_DATA)
+]
+Seed = Annotated[int, typer.Option(help="Decides the samples and every random choice.", rich_help_panel=_SEARCH)]
+Algorithm = Annotated[
+    str, typer.Option(help="Search algorithm: paper (the genetic search of LongRoPE).", rich_help_panel=_SEARCH)
+]
+Population = Annotated[
+    int | None, typer.Option(help="Candidates of the first round [64; 32 above 512k].", rich_help_panel=_SEARCH)
+]
+Mutations = Annotated[int | None, typer.Option(help="Mutations a round [16; 8 above 512k].", rich_help_panel=_SEARCH)]
+Crossovers = Annotated[int | None, typer.Option(help="Crossovers a round [16; 8 above 512k].", rich_help_panel=_SEARCH)]
+Parents = Annotated[int | None, typer.Option(help="Best candidates that have children [32].", rich_help_panel=_SEARCH)]
+MutationProbability = Annotated[
+    float | None, typer.Option(help="Probability of each gene to mutate [0.3].", rich_help_panel=_SEARCH)
+]
+Iterations = Annotated[int | None, typer.Option(help="Rounds after the first [40].", rich_help_panel=_SEARCH)]
+MaxEvaluations = Annotated[int | None, typer.Option(help="Candidates to score at most.", rich_help_panel=_SEARCH)]
+NHat = Annotated[
+    str | None,
+    typer.Option("--n-hat", help="Choices of n_hat, comma-separated [0,2,4,...,256].", rich_help_panel=_SEARCH),
+]
+LambdaMax = Annotated[float | None, typer.Option(help="Largest lambda.", show_default=False, rich_help_panel=_SEARCH)]
+Workers = Annotated[
+    int | None, typer.Option(help="Evaluators [as many as the machine has room for].", rich_help_panel=_RUN)
+]
+ThreadsPerWorker = Annotated[int, typer.Option(help="CPU threads of each evaluator.", rich_help_panel=_RUN)]
+GpusPerWorker = Annotated[
+    float | None,
+    typer.Option(help="GPUs of each evaluator: 1, several, or a fraction [1 on GPUs].", rich_help_panel=_RUN),
+]
+Executor = Annotated[str, typer.Option(help="local or ray.", rich_help_panel=_RUN)]
+RayAddress = Annotated[
+    str | None, typer.Option(help="An existing Ray cluster: auto, or ray://host:port.", rich_help_panel=_RUN)
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in the output folder.", rich_help_panel=_RUN)
+]
+Dtype = Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.", rich_help_panel=_RUN)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...", rich_help_panel=_RUN)]
+Attn = Annotated[str, typer.Option(help="sdpa, eager, flash_attention_2 or flash_attention_3.", rich_help_panel=_RUN)]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that lies with the model.", rich_help_panel=_RUN)
+]
+Factors = Annotated[str, typer.Option("--factors", help="Factors or a schedule (JSON).", metavar="FILE")]
+
+
+def model_name(name: str) -> str:
+    """The folder that a MODEL argument stands for; ``demo`` is the embedded model."""
+    if name == "demo":
+        from longrope.demo import model_folder
+
+        return str(model_folder())
+    return name
+
+
+def data_settings(options: dict[str, Any]) -> DataSettings:
+    """Data settings from a command's options by their Python names."""
+    from longrope.search.settings import DataSettings
+
+    return DataSettings(
+        source=options["data"],
+        field=options["field"],
+        split=options["split"],
+        revision=options["revision"],
+        config=options["config"],
+        samples=options["samples"],
+        held_out=options["held_out"],
+        concatenate=options["concatenate"],
+        max_documents=options["max_documents"],
+    )
+
+
+def execution_settings(options: dict[str, Any]) -> ExecutionSettings:
+    """Execution settings from a command's options by their Python names."""
+    from longrope.search.settings import ExecutionSettings
+
+    return ExecutionSettings(
+        workers=options["workers"],
+        threads_per_worker=options["threads_per_worker"],
+        gpus_per_worker=options["gpus_per_worker"],
+        executor=options["executor"],
+        ray_address=options["ray_address"],
+        dtype=options["dtype"],
+        device=options["device"],
+        attention=options["attn"],
+        trust_remote_code=options["trust_remote_code"],
+    )
+
+
+def algorithm_settings(options: dict[str, Any]) -> AlgorithmSettings:
+    """Algorithm settings from a command's options by their Python names."""
+    from longrope.search.settings import AlgorithmSettings
+
+    names = ("algorithm", "population", "mutations", "crossovers", "parents", "iterations", "mutation_probability")
+    chosen = {name: options[name] for name in (*names, "max_evaluations", "lambda_max", "attention_factor")}
+    if options["n_hat"] is not None:
+        chosen["n_hat"] = parse_choices(options["n_hat"])
+    return AlgorithmSettings(**chosen)
+
+
+def parse_choices(text: str) -> tuple[int, ...]:
+    """Whole numbers in a comma-separated list.
+
+    Raises:
+        SettingsError: if one is not a whole number of at least 0.
+    """
+    from longrope.exceptions import SettingsError
+
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isascii() and part.isdigit() for part in parts):
+        raise SettingsError(f"n_hat choices {text!r} are not whole numbers; write for example 0,2,4,8")
+    return tuple(int(part) for part in parts)

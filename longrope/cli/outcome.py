@@ -1,0 +1,158 @@
+"""What the commands print and draw when they are done."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from longrope.lengths import format_length
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from longrope.rope.factors import RopeFactors
+    from longrope.search.comparison import PairedDifference
+    from longrope.search.readjust import ReadjustReport
+    from longrope.search.search import SearchReport
+
+WIDTH_WHEN_PIPED = 120
+
+
+def console() -> Console:
+    """Standard output; wide enough for the tables where it is not a terminal."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=WIDTH_WHEN_PIPED)
+
+
+def print_table(frame: pd.DataFrame, title: str, emphasised: str = "longrope") -> None:
+    """A table of methods, the searched factors in bold."""
+    drawn = Table(title=title, title_justify="left")
+    for name in frame.columns:
+        drawn.add_column(str(name), justify="left" if name == "method" else "right")
+    for row in frame.itertuples(index=False):
+        style = "bold" if str(row[0]).startswith(emphasised) else None
+        drawn.add_row(*(_cell(value) for value in row), style=style)
+    console().print(drawn)
+
+
+def print_search(report: SearchReport, plots: list[Path]) -> None:
+    """The table, the comparison with YaRN, and where the files are."""
+    factors, solution, out = report.factors, report.solution, console()
+    target = format_length(factors.target_length)
+    print_table(report.table, f"Perplexity, {format_length(factors.original_length)} -> {target}")
+    out.print(
+        f"best of {solution.evaluations} candidates: n_hat {factors.n_hat}, attention factor "
+        f"{factors.attention_factor:.4f}, lambda {factors.lambdas[0]:g} to {factors.lambdas[-1]:g}"
+    )
+    if report.yarn is not None:
+        yarn, difference = report.yarn
+        out.print(
+            f"against the better YaRN (attention factor {yarn.attention_factor:.4f}) at {target}, held out: "
+            + _describe(difference)
+        )
+    names = ["factors.json", "results.csv", "evaluations.jsonl", "run.json", *(path.name for path in plots)]
+    out.print(f"files in {report.folder}: {', '.join(names)}", soft_wrap=True)
+
+
+def print_readjust(report: ReadjustReport) -> None:
+    """A table for each window and where the schedule is."""
+    out = console()
+    for window in report.windows:
+        length = format_length(window.factors.target_length)
+        print_table(window.table, f"Perplexity at window {length}")
+        if window.against_long is not None:
+            out.print(f"against the long factors at {length}, held out: {_describe(window.against_long)}")
+    out.print(f"schedule with windows {report.schedule.describe()}: {report.folder / 'factors.json'}", soft_wrap=True)
+
+
+def print_factors(factors: RopeFactors, max_length: int) -> None:
+    """Factors in full, with where they come from."""
+    out = console()
+    out.print(
+        f"window {format_length(max_length)}: {format_length(factors.original_length)} -> "
+        f"{format_length(factors.target_length)} (s = {factors.ratio:g}), rope_theta {factors.rope_theta:g}, "
+        f"rotary_dim {factors.rotary_dim}, n_hat {factors.n_hat}, attention factor {factors.attention_factor:.6g}"
+    )
+    drawn = Table("pair", "lambda", "period", "rescaled", title="lambda", title_justify="left")
+    for index, (value, frequency) in enumerate(zip(factors.lambdas, factors.inv_freq(), strict=True)):
+        rescaled = 2 * math.pi / float(frequency)
+        drawn.add_row(str(index), f"{value:g}", f"{rescaled / value:.1f}", f"{rescaled:.1f}")
+    out.print(drawn)
+    for name in ("method", "seed", "model"):
+        if name in factors.provenance:
+            out.print(f"{name}: {factors.provenance[name]}", markup=False)
+    methods: list[dict[str, Any]] = factors.provenance.get("results", {}).get("methods", [])
+    if methods:
+        import pandas as pd
+
+        rows = [
+            {
+                "method": row["method"],
+                "attention factor": row["attention_factor"],
+                f"search {format_length(factors.target_length)}": row["search_perplexity"],
+                **{
+                    f"held-out {format_length(int(length))}": value
+                    for length, value in row["held_out_perplexity"].items()
+                },
+            }
+            for row in methods
+        ]
+        print_table(pd.DataFrame(rows), "Perplexity")
+
+
+def write_search_plots(report: SearchReport) -> list[Path]:
+    """Convergence and factor plots in the run's folder; none where matplotlib is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        console().print("no plots: matplotlib is not installed (pip install longrope[report])", markup=False)
+        return []
+    from longrope.report.plots import plot_convergence
+
+    baselines = {
+        f"{result.name} ({result.attention_factor:.3f})": result.search
+        for result in report.solution.results
+        if not result.name.startswith("longrope")
+    }
+    convergence, curve = report.folder / "convergence.png", report.folder / "factors.png"
+    plot_convergence(report.solution.scores, report.solution.convergence, baselines, convergence)
+    write_factor_plot(report.factors, curve)
+    return [convergence, curve]
+
+
+def write_factor_plot(factors: RopeFactors, path: Path) -> None:
+    """Lambda against dimension, beside PI, NTK and YaRN for the same ratio."""
+    from longrope.report.plots import plot_factors
+    from longrope.rope.critical_dimension import critical_pair
+    from longrope.rope.factors import RopeFactors
+    from longrope.rope.methods import linear, ntk, yarn
+
+    identity = RopeFactors.identity(factors.rope_theta, factors.rotary_dim, factors.original_length)
+    target = max(factors.target_length, factors.original_length)
+    curves = {
+        "longrope": factors,
+        "PI": linear(identity, target),
+        "NTK": ntk(identity, target),
+        "YaRN": yarn(identity, target),
+    }
+    critical = critical_pair(factors.rope_theta, factors.rotary_dim, factors.original_length)
+    plot_factors(curves, path, critical)
+
+
+def _describe(difference: PairedDifference) -> str:
+    better = "better" if difference.mean < 0 else "worse"
+    return (
+        f"{abs(difference.mean):.4f} nats per token {better} (paired standard error "
+        f"{difference.standard_error:.4f}, {difference.documents} documents, "
+        f"{abs(difference.standard_errors):.1f} standard errors)"
+    )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else ("failed" if math.isinf(value) else f"{value:.4f}")
+    return str(value)

@@ -1,0 +1,75 @@
+"""``longrope readjust``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from longrope.cli import options as o
+
+
+def readjust(
+    model: o.Model,
+    windows: Annotated[str, typer.Option(help="Short windows to search at: 4k,8k.", metavar="LENGTHS")],
+    data: o.Data,
+    output: o.Output,
+    factors: Annotated[
+        str | None,
+        typer.Option(help="The long factors, if the model folder does not hold them.", metavar="FILE"),
+    ] = None,
+    field: o.Field = "text",
+    split: o.Split = "train",
+    revision: o.DataRevision = None,
+    config: o.DataConfig = None,
+    max_documents: o.MaxDocuments = None,
+    samples: o.Samples = None,
+    held_out: o.HeldOut = 10,
+    concatenate: o.Concatenate = False,
+    seed: o.Seed = 0,
+    algorithm: o.Algorithm = "paper",
+    population: o.Population = None,
+    mutations: o.Mutations = None,
+    crossovers: o.Crossovers = None,
+    parents: o.Parents = None,
+    mutation_probability: o.MutationProbability = None,
+    iterations: o.Iterations = None,
+    max_evaluations: o.MaxEvaluations = None,
+    n_hat: o.NHat = None,
+    lambda_max: o.LambdaMax = None,
+    attention_factor: Annotated[
+        str, typer.Option(help="present (that of the long factors), su, yarn, none or a number.")
+    ] = "present",
+    workers: o.Workers = None,
+    threads_per_worker: o.ThreadsPerWorker = 1,
+    gpus_per_worker: o.GpusPerWorker = None,
+    executor: o.Executor = "local",
+    ray_address: o.RayAddress = None,
+    resume: o.Resume = False,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    attn: o.Attn = "sdpa",
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Search factors for short windows of an extended model and add them to its schedule."""
+    options = dict(locals())
+    from longrope.cli.outcome import print_readjust
+    from longrope.cli.progress import ConsoleProgress
+    from longrope.lengths import parse_lengths
+    from longrope.search.readjust import ReadjustSettings
+    from longrope.search.readjust import readjust as run_readjust
+
+    settings = ReadjustSettings(
+        model=o.model_name(model),
+        output=output,
+        windows=parse_lengths(windows),
+        data=o.data_settings(options),
+        factors=factors,
+        execution=o.execution_settings(options),
+        algorithm=o.algorithm_settings(options),
+        seed=seed,
+        resume=resume,
+    )
+    with ConsoleProgress() as progress:
+        report = run_readjust(settings, progress)
+    print_readjust(report)

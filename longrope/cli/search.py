@@ -1,0 +1,71 @@
+"""``longrope search``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from longrope.cli import options as o
+
+
+def search(
+    model: o.Model,
+    target_length: Annotated[str, typer.Option(help="Tokens to extend to: 4096, 128k, 2m.", metavar="LENGTH")],
+    data: o.Data,
+    output: o.Output,
+    field: o.Field = "text",
+    split: o.Split = "train",
+    revision: o.DataRevision = None,
+    config: o.DataConfig = None,
+    max_documents: o.MaxDocuments = None,
+    samples: o.Samples = None,
+    held_out: o.HeldOut = 10,
+    concatenate: o.Concatenate = False,
+    seed: o.Seed = 0,
+    algorithm: o.Algorithm = "paper",
+    population: o.Population = None,
+    mutations: o.Mutations = None,
+    crossovers: o.Crossovers = None,
+    parents: o.Parents = None,
+    mutation_probability: o.MutationProbability = None,
+    iterations: o.Iterations = None,
+    max_evaluations: o.MaxEvaluations = None,
+    n_hat: o.NHat = None,
+    lambda_max: o.LambdaMax = None,
+    attention_factor: Annotated[
+        str, typer.Option(help="su, yarn, present, none or a number.", rich_help_panel="Search")
+    ] = "su",
+    workers: o.Workers = None,
+    threads_per_worker: o.ThreadsPerWorker = 1,
+    gpus_per_worker: o.GpusPerWorker = None,
+    executor: o.Executor = "local",
+    ray_address: o.RayAddress = None,
+    resume: o.Resume = False,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    attn: o.Attn = "sdpa",
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Search rescale factors for a longer window: a model goes in, a factor JSON comes out."""
+    options = dict(locals())
+    from longrope.cli.outcome import print_search, write_search_plots
+    from longrope.cli.progress import ConsoleProgress
+    from longrope.lengths import parse_length
+    from longrope.search.search import search as run_search
+    from longrope.search.settings import SearchSettings
+
+    settings = SearchSettings(
+        model=o.model_name(model),
+        output=output,
+        target_length=parse_length(target_length),
+        data=o.data_settings(options),
+        execution=o.execution_settings(options),
+        algorithm=o.algorithm_settings(options),
+        seed=seed,
+        resume=resume,
+    )
+    with ConsoleProgress() as progress:
+        report = run_search(settings, progress)
+    plots = write_search_plots(report)
+    print_search(report, plots)

@@ -1,0 +1,166 @@
+"""Write a model folder that plain transformers loads with our factors, in the form of its rope type ``longrope``.
+
+Plain transformers has two lists of factors and one attention factor, and no n_hat. What does not fit is either
+refused (n_hat) or said (more windows, attention factors that differ).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longrope.exceptions import FactorsError, RunExistsError
+from longrope.lengths import format_length
+from longrope.model.load import ModelSource
+from longrope.model.rope_config import SCHEDULE_FILE, read_rope
+from longrope.rope.factors import RopeFactors
+from longrope.rope.policy import FactorSchedule, Window
+from longrope.search.candidate import Candidate
+
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
+_REPLACED = {"config.json", SCHEDULE_FILE}
+_FOREIGN = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and what plain transformers will do differently from the schedule."""
+
+    folder: Path
+    schedule: FactorSchedule
+    losses: tuple[str, ...]
+
+
+def export_folder(
+    source: ModelSource, factors: RopeFactors | FactorSchedule, output: str | Path, without_n_hat: bool = False
+) -> Exported:
+    """Write ``output``: config, weights (hard-linked where possible), tokenizer, and the schedule in longrope.json.
+
+    Args:
+        source: the model the factors were made for.
+        factors: of one window, which is put on top of the model's present ones, or a whole schedule.
+        without_n_hat: replace factors with n_hat > 0 by the best candidate with n_hat = 0 of the same search.
+
+    Raises:
+        FactorsError: if the factors do not fit the model, or need n_hat.
+        RunExistsError: if ``output`` exists and is not empty.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise RunExistsError(f"output {output} exists and is not empty; choose another folder")
+    folder = source.folder()
+    config = source.load_config()
+    rope = read_rope(config, folder)
+    if isinstance(factors, RopeFactors):
+        factors.check_fits(rope.rope_theta, rope.rotary_dim)
+        schedule = rope.extended_by(factors)
+    else:
+        factors.reference.check_fits(rope.rope_theta, rope.rotary_dim)
+        schedule = factors
+    schedule = FactorSchedule(
+        tuple(Window(each.max_length, _without_n_hat(each.factors, without_n_hat)) for each in schedule.windows)
+    )
+    losses = set_longrope(config, schedule)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    try:
+        os.chmod(temporary, 0o755)
+        config.save_pretrained(temporary)
+        schedule.save(temporary / SCHEDULE_FILE)
+        for path in sorted(folder.iterdir()):
+            if path.name not in _REPLACED and path.is_file() and not path.name.endswith(_FOREIGN):
+                _place(path, temporary / path.name, link=path.name.endswith(_WEIGHTS))
+        tokenizer = source.load_tokenizer()
+        tokenizer.model_max_length = schedule.windows[-1].max_length
+        tokenizer.save_pretrained(temporary)
+        if output.exists():
+            output.rmdir()
+        os.replace(temporary, output)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return Exported(output, schedule, losses)
+
+
+def set_longrope(config: Any, schedule: FactorSchedule) -> tuple[str, ...]:
+    """Write a schedule into a transformers v5 config as rope type ``longrope``.
+
+    The short list is that of the largest window not above the pretraining length (the long list if there is none).
+    The original length goes to the top level and into the parameters, with ``factor`` its exact ratio, because
+    readers differ in which they take.
+
+    Returns:
+        What plain transformers will do differently from the schedule, a line each.
+    """
+    long = schedule.windows[-1]
+    original = long.factors.original_length
+    below = [window for window in schedule.windows if window.max_length <= original]
+    short = below[-1] if below else long
+    config.max_position_embeddings = long.max_length
+    config.original_max_position_embeddings = original
+    kept = {
+        name: value for name, value in config.rope_parameters.items() if name in ("rope_theta", "partial_rotary_factor")
+    }
+    config.rope_parameters = {
+        **kept,
+        "rope_type": "longrope",
+        "short_factor": list(short.factors.lambdas),
+        "long_factor": list(long.factors.lambdas),
+        "original_max_position_embeddings": original,
+        "factor": long.max_length / original,
+        "attention_factor": long.factors.attention_factor,
+    }
+    losses = []
+    for window in schedule.windows:
+        if window not in (short, long):
+            losses.append(
+                f"the factors of window {format_length(window.max_length)} are not used: plain transformers has two "
+                "lists"
+            )
+    if short.factors.attention_factor != long.factors.attention_factor:
+        losses.append(
+            f"sequences up to {format_length(original)} get attention factor {long.factors.attention_factor:.4f} "
+            f"instead of {short.factors.attention_factor:.4f}: plain transformers has one for both lists"
+        )
+    return tuple(losses)
+
+
+def _without_n_hat(factors: RopeFactors, replace: bool) -> RopeFactors:
+    if factors.n_hat == 0:
+        return factors
+    results = factors.provenance.get("results", {})
+    flat = results.get("best_without_n_hat")
+    if flat is None:
+        raise FactorsError(
+            f"the factors for {format_length(factors.target_length)} have n_hat = {factors.n_hat}, which plain "
+            "transformers cannot apply, and their file names no candidate with n_hat = 0; search with --n-hat 0"
+        )
+    if not replace:
+        raise FactorsError(
+            f"the factors for {format_length(factors.target_length)} have n_hat = {factors.n_hat}, which plain "
+            "transformers cannot apply; add --without-n-hat to use the best candidate with n_hat = 0 of the same "
+            f"search{_cost(results)}"
+        )
+    provenance = {**factors.provenance, "replaced": "the best candidate with n_hat = 0 of the search"}
+    return Candidate.from_dict(flat).to_factors(factors, factors.target_length).replace(provenance=provenance)
+
+
+def _cost(results: Any) -> str:
+    rows = {row["method"]: row["search_perplexity"] for row in results.get("methods", ())}
+    with_n_hat, flat = rows.get("longrope"), rows.get("longrope, n_hat = 0")
+    return f" (perplexity {flat:.4f} instead of {with_n_hat:.4f})" if with_n_hat and flat else ""
+
+
+def _place(path: Path, target: Path, link: bool) -> None:
+    """Hard-link a weight file, or copy where file systems differ; other files are copied, for they may be edited."""
+    if link:
+        try:
+            os.link(path.resolve(), target)
+            return
+        except OSError:
+            pass
+    shutil.copy2(path, target)

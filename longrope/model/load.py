@@ -1,0 +1,197 @@
+"""Loading models and tokenizers: where they lie, in which dtype, on which device, with which attention."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longrope.exceptions import SettingsError, UnsupportedModelError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+_NEEDED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
+_CHUNK = 1 << 16
+_CHUNKS = 64
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Which model, and how it is to be loaded; picklable, so that every worker loads the same.
+
+    Attributes:
+        name: a folder or a hub id.
+        revision: the hub commit, pinned by the driver; None for a folder.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` to spread over all visible GPUs.
+        attention: transformers' attention implementation.
+    """
+
+    name: str
+    revision: str | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    attention: str = "sdpa"
+    trust_remote_code: bool = False
+
+    def folder(self) -> Path:
+        """The local folder of the model; downloads a hub model that is not in the cache yet.
+
+        Raises:
+            UnsupportedModelError: if there is no such folder and no such model on the hub.
+        """
+        if Path(self.name).is_dir():
+            return Path(self.name)
+        if os.path.sep in self.name.rstrip("/") and not _is_hub_id(self.name):
+            raise UnsupportedModelError(f"model folder {self.name} does not exist; give a folder or a hub id")
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            return Path(snapshot_download(self.name, revision=self.revision, allow_patterns=_NEEDED))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UnsupportedModelError(
+                f"model {self.name!r} is neither a folder nor reachable on the hub ({reason})"
+            ) from None
+
+    def load_config(self) -> Any:
+        """The transformers config.
+
+        Raises:
+            UnsupportedModelError: if the folder holds no usable config.
+        """
+        from transformers import AutoConfig
+
+        folder = self.folder()
+        if not (folder / "config.json").is_file():
+            raise UnsupportedModelError(f"{folder} holds no config.json; give a Hugging Face model folder")
+        try:
+            return AutoConfig.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UnsupportedModelError(f"{folder}/config.json cannot be used: {reason}") from None
+
+    def load_tokenizer(self) -> Any:
+        """The tokenizer that lies with the model."""
+        from transformers import AutoTokenizer
+
+        folder = self.folder()
+        try:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UnsupportedModelError(f"the tokenizer in {folder} cannot be loaded: {reason}") from None
+
+    def load_model(self) -> Any:
+        """The causal language model in eval mode, from safetensors only.
+
+        Raises:
+            UnsupportedModelError: if the weights cannot be loaded.
+            SettingsError: if flash-attn was asked for and is not installed.
+        """
+        from transformers import AutoModelForCausalLM
+
+        folder = self.folder()
+        placement = {"device_map": "auto"} if self.device == "auto" else {}
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=self.load_config(),
+                dtype=DTYPES[self.dtype],
+                attn_implementation=self.attention,
+                trust_remote_code=self.trust_remote_code,
+                use_safetensors=True,
+                **placement,
+            )
+        except ImportError as error:
+            raise SettingsError(f"attention {self.attention!r} cannot be used: {str(error).splitlines()[0]}") from None
+        except (ValueError, KeyError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UnsupportedModelError(f"the weights in {folder} cannot be loaded: {reason}") from None
+        if self.device != "auto":
+            model = model.to(self.device)
+        return model.eval().requires_grad_(False)
+
+
+def resolve_source(
+    name: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    attention: str = "sdpa",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    gpus_per_worker: float = 1,
+) -> ModelSource:
+    """Turn what the user asked for into one definite ModelSource.
+
+    ``auto`` means: device cuda where there is one, otherwise cpu; dtype bfloat16 on a GPU that has it (float16
+    otherwise) and float32 on a CPU. A hub id is pinned to the commit it stands for now. With several GPUs for each
+    worker the model is spread over them.
+
+    Raises:
+        SettingsError: for an unknown dtype, device or attention.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps", "xpu"):
+        raise SettingsError(f"device {device!r} is not known; use auto, cpu, cuda, mps or xpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(f"device {device!r} was asked for, but torch sees no CUDA GPU; use --device cpu")
+    if dtype == "auto":
+        dtype = "float32" if kind == "cpu" else "bfloat16"
+        if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            dtype = "float16"
+    dtype = _ALIASES.get(dtype, dtype)
+    if dtype not in DTYPES:
+        raise SettingsError(f"dtype {dtype!r} is not known; use auto, {', '.join(_ALIASES)} or {', '.join(DTYPES)}")
+    if attention not in ATTENTION:
+        raise SettingsError(f"attention {attention!r} is not known; use {', '.join(ATTENTION)}")
+    if attention.startswith("flash") and (kind == "cpu" or dtype == "float32"):
+        raise SettingsError(f"attention {attention!r} needs a GPU and bfloat16 or float16; use sdpa")
+    if kind == "cuda" and gpus_per_worker > 1:
+        device = "auto"
+    source = ModelSource(name, revision, dtype, device, attention, trust_remote_code)
+    folder = source.folder()
+    if not Path(name).is_dir() and folder.parent.name == "snapshots":
+        source = ModelSource(name, folder.name, dtype, device, attention, trust_remote_code)
+    return source
+
+
+def fingerprint(folder: Path) -> str:
+    """A short name of a model's weights and RoPE, equal for equal content wherever it lies.
+
+    Every weight file counts with its size and up to 64 chunks of 64 KiB spread over it: enough to tell models and
+    checkpoints apart without reading hundreds of gigabytes.
+
+    Raises:
+        UnsupportedModelError: if there are no safetensors files.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise UnsupportedModelError(f"{folder} holds no *.safetensors weights; convert the model to safetensors first")
+    digest = hashlib.sha256()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    schedule = folder / "longrope.json"
+    if schedule.exists():
+        digest.update(schedule.read_bytes())
+    for path in weights:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as stream:
+            for offset in sorted({size * k // _CHUNKS for k in range(_CHUNKS)} | {max(size - _CHUNK, 0)}):
+                stream.seek(offset)
+                digest.update(stream.read(_CHUNK))
+    return digest.hexdigest()[:16]
+
+
+def _is_hub_id(name: str) -> bool:
+    return not name.startswith((".", "/", "~")) and name.count("/") <= 1

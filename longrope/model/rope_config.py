@@ -1,0 +1,153 @@
+"""What a model's config says about its RoPE: the present policy, and the lengths it was trained and meant for.
+
+A model that is already scaled is understood, so that a search starts from its present factors: our own schedule in
+``longrope.json``, or a config with rope type llama3, yarn, linear, dynamic or longrope. Frequencies are read through
+transformers' own functions and kept as lambdas over plain ``rope_theta``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longrope.exceptions import FactorsError, UnsupportedModelError
+from longrope.model.architectures import Architecture, architecture_for
+from longrope.rope.factors import RopeFactors, plain_inv_freq
+from longrope.rope.methods import DynamicNTK
+from longrope.rope.policy import FactorSchedule, FixedFactors, RopePolicy, Window, load_factors
+
+SCHEDULE_FILE = "longrope.json"
+_NATIVE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
+
+@dataclass(frozen=True)
+class ModelRope:
+    """The RoPE of one model.
+
+    Attributes:
+        architecture: its row in the table.
+        policy: the factors it uses at present, at every length.
+        window: the longest sequence its present policy is meant for, in tokens.
+    """
+
+    architecture: Architecture
+    policy: RopePolicy
+    window: int
+
+    @property
+    def present(self) -> RopeFactors:
+        """The factors of a sequence that fills the present window: where a search starts from."""
+        return self.policy.factors_for(self.window)
+
+    @property
+    def original_length(self) -> int:
+        """Tokens the model was pretrained on."""
+        return self.policy.reference.original_length
+
+    @property
+    def rope_theta(self) -> float:
+        return self.policy.reference.rope_theta
+
+    @property
+    def rotary_dim(self) -> int:
+        """Rotated dimensions of a head."""
+        return self.policy.reference.rotary_dim
+
+    def identity(self) -> RopeFactors:
+        """Plain RoPE for this model: every lambda 1."""
+        return RopeFactors.identity(self.rope_theta, self.rotary_dim, self.original_length)
+
+    def schedule(self) -> FactorSchedule:
+        """The present policy as a schedule, at its present windows."""
+        if isinstance(self.policy, FactorSchedule):
+            return self.policy
+        return FactorSchedule((Window(self.window, self.present),))
+
+    def extended_by(self, factors: RopeFactors) -> FactorSchedule:
+        """The present windows that are shorter than the factors' target, with the factors on top."""
+        kept = (window for window in self.schedule().windows if window.max_length < factors.target_length)
+        return FactorSchedule((*kept, Window(factors.target_length, factors)))
+
+
+def read_rope(config: Any, folder: str | Path | None = None) -> ModelRope:
+    """Understand a transformers config, and the ``longrope.json`` beside it if there is one.
+
+    Args:
+        config: a transformers v5 config.
+        folder: where the model lies; its ``longrope.json`` says more than the config can and is believed first.
+
+    Raises:
+        UnsupportedModelError: if the model has no RoPE, or one that is not understood.
+        FactorsError: if ``longrope.json`` belongs to another model.
+    """
+    architecture = architecture_for(config)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if any(isinstance(value, dict) for value in parameters.values()):
+        raise UnsupportedModelError(
+            f"model type {config.model_type!r} has a RoPE of its own for each layer type, which is not supported yet"
+        )
+    kind = parameters.get("rope_type", "default")
+    if kind not in _NATIVE_TYPES:
+        raise UnsupportedModelError(f"rope type {kind!r} is not understood; understood: {', '.join(_NATIVE_TYPES)}")
+
+    rope_theta = float(parameters["rope_theta"])
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rotary_dim = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
+    longest = int(config.max_position_embeddings)
+
+    schedule_file = Path(folder) / SCHEDULE_FILE if folder is not None else None
+    if schedule_file is not None and schedule_file.exists():
+        schedule = load_factors(schedule_file)
+        if not isinstance(schedule, FactorSchedule):
+            raise FactorsError(f"{schedule_file} holds factors, expected a schedule; was it written by longrope?")
+        schedule.reference.check_fits(rope_theta, rotary_dim)
+        return ModelRope(architecture, schedule, schedule.windows[-1].max_length)
+
+    if kind in ("default", "dynamic"):
+        original = int(parameters.get("original_max_position_embeddings") or longest)
+        identity = RopeFactors.identity(rope_theta, rotary_dim, original)
+        if kind == "default":
+            return ModelRope(architecture, FixedFactors(identity), original)
+        return ModelRope(architecture, DynamicNTK(identity, factor=float(parameters["factor"])), original)
+
+    factor = parameters.get("factor")
+    # The config's top-level original length wins over the nested one, as in transformers.
+    original = int(
+        getattr(config, "original_max_position_embeddings", None)
+        or parameters.get("original_max_position_embeddings")
+        or (longest / float(factor) if factor else longest)
+    )
+    if kind == "longrope":
+        return ModelRope(architecture, _longrope_schedule(config, rope_theta, rotary_dim, original, longest), longest)
+    inv_freq, attention_factor = _transformers_frequencies(config, kind, longest)
+    lambdas = plain_inv_freq(rope_theta, rotary_dim) / inv_freq.astype(np.float64)
+    window = max(longest, round(original * float(factor or 1)))
+    present = RopeFactors(tuple(lambdas), rope_theta, rotary_dim, original, window, attention_factor=attention_factor)
+    return ModelRope(architecture, FixedFactors(present), window)
+
+
+def _longrope_schedule(config: Any, rope_theta: float, rotary_dim: int, original: int, longest: int) -> FactorSchedule:
+    parameters = config.rope_parameters
+    _, attention_factor = _transformers_frequencies(config, "longrope", longest)
+    windows = [
+        Window(
+            length,
+            RopeFactors(
+                tuple(parameters[name]), rope_theta, rotary_dim, original, length, attention_factor=attention_factor
+            ),
+        )
+        for name, length in (("short_factor", original), ("long_factor", longest))
+    ]
+    # A config may give equal lengths, for models that were trained with one list only.
+    return FactorSchedule(tuple(windows if original < longest else windows[:1]))
+
+
+def _transformers_frequencies(config: Any, kind: str, length: int) -> tuple[np.ndarray[Any, Any], float]:
+    """Inverse frequencies (rotary_dim / 2,) in float32 and the attention factor, from transformers itself."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    inv_freq, attention_factor = ROPE_INIT_FUNCTIONS[kind](config, device=None, seq_len=length)
+    return inv_freq.numpy(), float(attention_factor)

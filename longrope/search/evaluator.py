@@ -1,0 +1,60 @@
+"""What runs inside a worker: a loaded model that scores (candidate, sample) pairs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from longrope.model.load import ModelSource
+from longrope.rope.factors import RopeFactors
+from longrope.search.candidate import Candidate
+from longrope.search.evaluation import BlockScore
+
+
+@dataclass(frozen=True)
+class ModelEvaluatorFactory:
+    """Loads the model in the worker that calls it; picklable.
+
+    Attributes:
+        source: the model and how to load it.
+        template: factors that tell rope_theta, rotary_dim and original_length.
+        samples: token ids (T,) by sample digest, tokenised once by the driver.
+    """
+
+    source: ModelSource
+    template: RopeFactors
+    samples: Mapping[str, npt.NDArray[np.int32]]
+
+    def __call__(self) -> ModelEvaluator:
+        return ModelEvaluator(self.source.load_model(), self.template, self.samples)
+
+
+class ModelEvaluator:
+    """Scores one sample under one candidate at a time."""
+
+    def __init__(self, model: Any, template: RopeFactors, samples: Mapping[str, npt.NDArray[np.int32]]) -> None:
+        self._model = model
+        self._template = template
+        self._samples = samples
+
+    def evaluate(self, candidate: Candidate, sample: str) -> BlockScore:
+        """NLL sums of the sample's blocks; the time is that of the model alone.
+
+        Raises:
+            FloatingPointError: if the model gives a loss that is not finite.
+        """
+        from longrope.model.score import score_blocks
+
+        tokens = self._samples[sample]
+        factors = candidate.to_factors(self._template, len(tokens))
+        started = time.perf_counter()
+        nll = score_blocks(self._model, tokens, [factors])[0]
+        seconds = time.perf_counter() - started
+        if not np.isfinite(nll).all():
+            raise FloatingPointError("the loss is not finite; try bfloat16 or float32")
+        return BlockScore(tuple(nll.tolist()), len(tokens) - 1, seconds)

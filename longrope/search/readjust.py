@@ -1,0 +1,219 @@
+"""``longrope readjust``: factors for short windows of an extended model (arXiv 2402.13753, section 3.4).
+
+Factors meant for a long window cost quality on short texts. The same search at each short window, with a smaller
+largest lambda, finds factors for texts up to that length; each becomes a window of the schedule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from longrope.exceptions import SettingsError
+from longrope.lengths import format_length
+from longrope.model.rope_config import ModelRope
+from longrope.rope.attention_factor import resolve
+from longrope.rope.factors import RopeFactors
+from longrope.rope.policy import FactorSchedule, FixedFactors, Window, load_factors
+from longrope.search.baselines import Baseline, both_attention_factors
+from longrope.search.candidate import Candidate
+from longrope.search.comparison import PairedDifference, paired_difference, table
+from longrope.search.genetic import GeneticSearch
+from longrope.search.progress import Progress
+from longrope.search.run import (
+    FACTORS_FILE,
+    TABLE_FILE,
+    LoadedModel,
+    announce,
+    describe_samples,
+    numeric_settings,
+    open_model,
+    open_samples,
+    open_scorer,
+    refuse_other_run,
+    sample_digests,
+    versions,
+)
+from longrope.search.search import planned, results_record, space_settings
+from longrope.search.settings import AlgorithmSettings, DataSettings, ExecutionSettings
+from longrope.search.solve import Problem, Solution, solve
+from longrope.search.space import SearchSpace
+
+READJUST_LAMBDA_MAX_SHARE = 0.25
+"""Largest lambda of a readjustment over that of the long factors; the paper reduces it, but gives no figure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadjustSettings:
+    """A readjustment of one model at several short windows.
+
+    Attributes:
+        model: a folder or a hub id.
+        output: folder that receives factors.json (a schedule), and a folder with the run of each window.
+        windows: lengths to search at, in tokens; may be shorter than the original window.
+        factors: the extended model's factors or schedule, where the model folder does not hold them.
+        algorithm: ``attention_factor`` "present" (the default here) keeps that of the long factors, because plain
+            transformers applies one to all windows.
+    """
+
+    model: str
+    output: str
+    windows: tuple[int, ...]
+    data: DataSettings
+    factors: str | None = None
+    execution: ExecutionSettings = field(default_factory=ExecutionSettings)
+    algorithm: AlgorithmSettings = field(default_factory=lambda: AlgorithmSettings(attention_factor="present"))
+    seed: int = 0
+    revision: str | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class WindowReport:
+    """One readjusted window.
+
+    Attributes:
+        against_long: held-out paired difference of the readjusted from the long factors; None without two documents.
+    """
+
+    factors: RopeFactors
+    table: pd.DataFrame
+    solution: Solution
+    against_long: PairedDifference | None
+
+
+@dataclass(frozen=True)
+class ReadjustReport:
+    """The schedule with its new windows, also in ``folder / "factors.json"``."""
+
+    schedule: FactorSchedule
+    folder: Path
+    windows: tuple[WindowReport, ...]
+
+
+def readjust(settings: ReadjustSettings, progress: Progress | None = None) -> ReadjustReport:
+    """Search factors for each short window and add them to the model's schedule.
+
+    Raises:
+        InvalidInputError: for input that cannot be used; nothing is written then.
+        RunFailedError: if the workers or the model fail; what was evaluated stays in the journals.
+    """
+    progress = progress or Progress()
+    folder = Path(settings.output)
+    windows = sorted(set(settings.windows))
+    if not windows:
+        raise SettingsError("no windows given; name at least one length, for example --windows 4k,8k")
+    refuse_other_run(folder, settings.resume)
+    model = open_model(settings.model, settings.execution, settings.revision)
+    schedule = _present_schedule(model.rope, settings.factors)
+    long = schedule.windows[-1]
+    for window in windows:
+        if window >= long.max_length:
+            raise SettingsError(
+                f"window {format_length(window)} is not shorter than the present window of "
+                f"{format_length(long.max_length)}; use `longrope search` to extend it"
+            )
+    drawn = [open_samples(settings.data, model.tokenizer, window, settings.seed) for window in windows]
+
+    reports = []
+    for window, samples in zip(windows, drawn, strict=True):
+        problem = readjust_problem(model.rope, long.factors, window, settings.algorithm, samples=samples)
+        progress.note(
+            f"window {format_length(window)}: lambda up to {problem.space.lambda_max:g} "
+            f"(the long factors reach {max(long.factors.lambdas):g})"
+        )
+        announce(model, samples, window, progress)
+        report = _readjust_window(model, long, problem, settings, folder / f"window-{format_length(window)}", progress)
+        schedule = schedule.with_window(report.factors, window)
+        reports.append(report)
+    schedule.save(folder / FACTORS_FILE)
+    pd.concat([report.table for report in reports], keys=[format_length(w) for w in windows], names=["window"]).to_csv(
+        folder / TABLE_FILE
+    )
+    return ReadjustReport(schedule, folder, tuple(reports))
+
+
+def readjust_problem(
+    rope: ModelRope, long: RopeFactors, window: int, chosen: AlgorithmSettings, **fields: Any
+) -> Problem:
+    """The search at one short window: from plain RoPE, the present factors there and the long factors."""
+    attention_factor = resolve(chosen.attention_factor, long.ratio, long.original_length, long.attention_factor)
+    largest = max(long.lambdas)
+    lambda_max = chosen.lambda_max if chosen.lambda_max is not None else max(1.0, READJUST_LAMBDA_MAX_SHARE * largest)
+    methods = (
+        Baseline("identity", FixedFactors(rope.identity())),
+        Baseline("present", FixedFactors(rope.policy.factors_for(window))),
+        Baseline("long", FixedFactors(long)),
+    )
+    space = SearchSpace(
+        pairs=len(long.lambdas),
+        lambda_min=min(1.0, *long.lambdas),
+        lambda_max=lambda_max,
+        n_hat_choices=chosen.n_hat,
+        attention_factor=attention_factor,
+    )
+    seeds = tuple(method.with_attention_factor(attention_factor).at(window) for method in methods)
+    return Problem(
+        rope=rope,
+        length=window,
+        space=space,
+        seeds=seeds,
+        methods=both_attention_factors(methods, attention_factor),
+        lengths=(window,),
+        **fields,
+    )
+
+
+def _readjust_window(
+    model: LoadedModel,
+    long: Window,
+    problem: Problem,
+    settings: ReadjustSettings,
+    folder: Path,
+    progress: Progress,
+) -> WindowReport:
+    sizes = settings.algorithm.genetic(problem.length)
+    decisive = {
+        "model": model.fingerprint,
+        "window": problem.length,
+        "long": Candidate.from_factors(long.factors).to_dict() | {"window": long.max_length},
+        "seed": settings.seed,
+        "algorithm": settings.algorithm.algorithm,
+        **asdict(sizes),
+        **space_settings(problem.space),
+        "samples": sample_digests(problem.samples),
+        **numeric_settings(model, settings.execution),
+    }
+    with open_scorer(
+        folder, decisive, model, problem.samples, problem.lengths, settings.execution, settings.resume, progress
+    ) as scorer:
+        algorithm = GeneticSearch(problem.space, problem.seeds, sizes, settings.seed)
+        solution = solve(problem, algorithm, scorer, planned(sizes), progress)
+    provenance = {
+        "method": f"longrope readjust, algorithm {settings.algorithm.algorithm}",
+        "seed": settings.seed,
+        "model": model.describe(),
+        "data": {**asdict(settings.data), **describe_samples(problem.samples)},
+        "settings": {name: value for name, value in decisive.items() if name not in ("model", "samples", "seed")},
+        "results": results_record(solution, problem),
+        "versions": versions(),
+    }
+    factors = solution.best.to_factors(problem.rope.policy.reference, problem.length).replace(provenance=provenance)
+    factors.save(folder / FACTORS_FILE)
+    frame = table(solution.results, problem.lengths)
+    frame.to_csv(folder / TABLE_FILE, index=False)
+    difference = paired_difference(solution.result(), solution.result("long"), problem.length)
+    return WindowReport(factors, frame, solution, difference)
+
+
+def _present_schedule(rope: ModelRope, path: str | None) -> FactorSchedule:
+    """The extended model's windows: from a factors file, or from the model itself."""
+    if path is not None:
+        loaded = load_factors(path)
+        loaded_reference = loaded if isinstance(loaded, RopeFactors) else loaded.reference
+        loaded_reference.check_fits(rope.rope_theta, rope.rotary_dim)
+        return loaded if isinstance(loaded, FactorSchedule) else rope.extended_by(loaded)
+    return rope.schedule()

@@ -1,0 +1,194 @@
+"""``longrope search``: a model and long documents go in, a factor JSON comes out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from longrope.exceptions import SettingsError
+from longrope.lengths import format_length
+from longrope.rope.attention_factor import resolve
+from longrope.rope.factors import RopeFactors
+from longrope.search.baselines import both_attention_factors, published_baselines
+from longrope.search.candidate import Candidate
+from longrope.search.comparison import (
+    MethodResult,
+    PairedDifference,
+    paired_difference,
+    report_lengths,
+    table,
+)
+from longrope.search.genetic import GeneticSearch, GeneticSettings
+from longrope.search.progress import Progress
+from longrope.search.run import (
+    FACTORS_FILE,
+    TABLE_FILE,
+    LoadedModel,
+    announce,
+    describe_samples,
+    numeric_settings,
+    open_model,
+    open_samples,
+    open_scorer,
+    refuse_other_run,
+    sample_digests,
+    versions,
+)
+from longrope.search.settings import SearchSettings
+from longrope.search.solve import Problem, Solution, solve
+from longrope.search.space import SearchSpace
+
+LAMBDA_MAX_RATIO = 1.25
+"""Largest lambda over target / original length in the paper (arXiv 2402.13753, table 4)."""
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """The outcome of a search, as the command line shows it.
+
+    Attributes:
+        factors: the best factors, with their provenance; also in ``folder / "factors.json"``.
+        table: one row a method.
+        solution: what the rows were made from.
+        yarn: the better of the YaRN rows on held-out documents, and the paired difference of the searched factors
+            from it at the target length; None without held-out documents.
+    """
+
+    factors: RopeFactors
+    folder: Path
+    table: pd.DataFrame
+    solution: Solution
+    yarn: tuple[MethodResult, PairedDifference] | None
+
+
+def search(settings: SearchSettings, progress: Progress | None = None) -> SearchReport:
+    """Search factors for ``settings.target_length`` and write them with all that led to them.
+
+    Raises:
+        InvalidInputError: for input that cannot be used; nothing is written then.
+        RunFailedError: if the workers or the model fail; what was evaluated stays in the journal.
+    """
+    progress = progress or Progress()
+    folder = Path(settings.output)
+    refuse_other_run(folder, settings.resume)
+    model = open_model(settings.model, settings.execution, settings.revision)
+    rope, target = model.rope, settings.target_length
+    if target <= rope.window:
+        raise SettingsError(
+            f"target length {format_length(target)} is not longer than the present window of "
+            f"{format_length(rope.window)}; give a longer one, or use `longrope readjust` for short windows"
+        )
+    samples = open_samples(settings.data, model.tokenizer, target, settings.seed)
+    problem = search_problem(model, settings, samples=samples)
+    sizes = settings.algorithm.genetic(target)
+    decisive = {
+        "model": model.fingerprint,
+        "target_length": target,
+        "seed": settings.seed,
+        "algorithm": settings.algorithm.algorithm,
+        **asdict(sizes),
+        **space_settings(problem.space),
+        "samples": sample_digests(samples),
+        **numeric_settings(model, settings.execution),
+    }
+    announce(model, samples, target, progress)
+    with open_scorer(
+        folder, decisive, model, samples, problem.lengths, settings.execution, settings.resume, progress
+    ) as scorer:
+        solution = solve(
+            problem, GeneticSearch(problem.space, problem.seeds, sizes, settings.seed), scorer, planned(sizes), progress
+        )
+    provenance = {
+        "method": f"longrope search, algorithm {settings.algorithm.algorithm}",
+        "seed": settings.seed,
+        "model": model.describe(),
+        "data": {**asdict(settings.data), **describe_samples(samples)},
+        "settings": {
+            **{name: value for name, value in decisive.items() if name not in ("model", "samples", "seed")},
+            "attention_factor_rule": settings.algorithm.attention_factor,
+        },
+        "present": Candidate.from_factors(rope.present).to_dict() | {"window": rope.window},
+        "results": results_record(solution, problem),
+        "versions": versions(),
+    }
+    factors = solution.best.to_factors(rope.policy.reference, target).replace(provenance=provenance)
+    factors.save(folder / FACTORS_FILE)
+    frame = table(solution.results, problem.lengths)
+    frame.to_csv(folder / TABLE_FILE, index=False)
+    return SearchReport(factors, folder, frame, solution, against_yarn(solution, target))
+
+
+def search_problem(model: LoadedModel, settings: SearchSettings, **fields: Any) -> Problem:
+    """The paper's search space and seeds for this model and target."""
+    rope, target, chosen = model.rope, settings.target_length, settings.algorithm
+    ratio = target / rope.original_length
+    attention_factor = resolve(chosen.attention_factor, ratio, rope.original_length, rope.present.attention_factor)
+    present_max = max(rope.present.lambdas)
+    lambda_max = chosen.lambda_max if chosen.lambda_max is not None else max(LAMBDA_MAX_RATIO * ratio, present_max)
+    space = SearchSpace(
+        pairs=rope.rotary_dim // 2,
+        lambda_min=min(1.0, *rope.present.lambdas),
+        lambda_max=lambda_max,
+        n_hat_choices=chosen.n_hat,
+        attention_factor=attention_factor,
+    )
+    published = published_baselines(rope, target)
+    seeds = [
+        baseline.with_attention_factor(attention_factor).at(target)
+        for baseline in published
+        if baseline.name in ("pi", "ntk", "yarn")
+    ]
+    return Problem(
+        rope=rope,
+        length=target,
+        space=space,
+        seeds=tuple(seeds),
+        methods=both_attention_factors(published, attention_factor),
+        lengths=report_lengths(rope.original_length, target),
+        **fields,
+    )
+
+
+def planned(sizes: GeneticSettings) -> int:
+    """Candidates a genetic search asks for at most."""
+    total = sizes.population + sizes.iterations * (sizes.mutations + sizes.crossovers)
+    return min(total, sizes.max_evaluations) if sizes.max_evaluations is not None else total
+
+
+def space_settings(space: SearchSpace) -> dict[str, Any]:
+    """The search space in JSON's types."""
+    return {**asdict(space), "n_hat_choices": list(space.n_hat_choices)}
+
+
+def results_record(solution: Solution, problem: Problem) -> dict[str, Any]:
+    """What the factor file says of its own making; no times in it, so that equal runs give equal files."""
+    rows = [
+        {
+            "method": result.name,
+            "attention_factor": result.attention_factor,
+            "search_perplexity": _finite(result.search),
+            "held_out_perplexity": {str(length): _finite(result.held_out(length)) for length in problem.lengths},
+        }
+        for result in solution.results
+    ]
+    flat = solution.best_without_n_hat
+    return {
+        "evaluations": solution.evaluations,
+        "convergence": [list(step) for step in solution.convergence],
+        "methods": rows,
+        "best_without_n_hat": None if flat is None else flat.to_dict(),
+    }
+
+
+def against_yarn(solution: Solution, target: int) -> tuple[MethodResult, PairedDifference] | None:
+    """The better YaRN, and how far the searched factors are from it on held-out documents."""
+    yarn = solution.result("yarn")
+    difference = paired_difference(solution.result(), yarn, target)
+    return None if difference is None else (yarn, difference)
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None

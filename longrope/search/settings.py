@@ -1,0 +1,174 @@
+"""What a user chooses for a search or a readjustment; every name is also an option of the command line."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from longrope.exceptions import SettingsError
+from longrope.lengths import format_length
+from longrope.search.genetic import HALVED_ABOVE, GeneticSettings
+from longrope.search.space import PAPER_N_HAT
+
+ALGORITHMS = ("paper",)
+EXECUTORS = ("local", "ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Where long samples come from.
+
+    Attributes:
+        source: a file, a folder, or a Hugging Face dataset id.
+        field: the text field of JSONL, parquet and datasets.
+        samples: documents that score candidates; 5, or 3 above 512k tokens, as in the paper, when not given.
+        held_out: other documents, scored at the end only; 0 for none.
+        concatenate: join documents instead of asking for long ones.
+        max_documents: stop reading a stream after that many documents.
+    """
+
+    source: str
+    field: str = "text"
+    split: str = "train"
+    revision: str | None = None
+    config: str | None = None
+    samples: int | None = None
+    held_out: int = 10
+    concatenate: bool = False
+    max_documents: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples is not None and self.samples < 1:
+            raise SettingsError(f"samples is {self.samples}; give at least 1")
+        if self.held_out < 0:
+            raise SettingsError(f"held-out is {self.held_out}; give 0 or more")
+
+    def sample_count(self, length: int) -> int:
+        """Search samples for a target of ``length`` tokens."""
+        return self.samples if self.samples is not None else (3 if length > HALVED_ABOVE else 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionSettings:
+    """How and where evaluations run. None of it changes the result, except what is loaded: dtype, device, attention.
+
+    Attributes:
+        workers: evaluators; one a GPU, or one for every ``threads_per_worker`` CPU cores, when not given.
+        threads_per_worker: CPU threads of each evaluator; fixed, because it can change the last bits of a score.
+        gpus_per_worker: whole, several (the model is spread over them) or a fraction (evaluators share one).
+        executor: ``local`` or ``ray``.
+        ray_address: an existing cluster, ``auto`` or ``ray://host:port``.
+    """
+
+    workers: int | None = None
+    threads_per_worker: int = 1
+    gpus_per_worker: float | None = None
+    executor: str = "local"
+    ray_address: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    attention: str = "sdpa"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.executor not in EXECUTORS:
+            raise SettingsError(f"executor {self.executor!r} is not known; use {' or '.join(EXECUTORS)}")
+        if self.ray_address is not None and self.executor != "ray":
+            raise SettingsError("a ray address was given for the local executor; add --executor ray")
+        if self.workers is not None and self.workers < 1:
+            raise SettingsError(f"workers is {self.workers}; give at least 1")
+        if self.threads_per_worker < 1:
+            raise SettingsError(f"threads per worker is {self.threads_per_worker}; give at least 1")
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+            raise SettingsError(f"GPUs per worker is {self.gpus_per_worker}; give 0 or more")
+
+    def gpus(self, on_gpu: bool) -> float:
+        """GPUs of each worker, given whether the model is loaded on one."""
+        return (1.0 if self.gpus_per_worker is None else self.gpus_per_worker) if on_gpu else 0.0
+
+    def worker_count(self, on_gpu: bool) -> int:
+        """Workers to start when the user named no number: what this machine or cluster has room for."""
+        if self.workers is not None:
+            return self.workers
+        share = self.gpus(on_gpu)
+        if self.executor == "ray":
+            import ray
+
+            if not ray.is_initialized():
+                return self._local_count(share)
+            resources = ray.cluster_resources()
+            available = resources.get("GPU", 0) / share if share else resources.get("CPU", 1) / self.threads_per_worker
+            return max(int(available), 1)
+        return self._local_count(share)
+
+    def _local_count(self, share: float) -> int:
+        if share:
+            import torch
+
+            return max(int(torch.cuda.device_count() / share), 1)
+        return max((os.cpu_count() or 1) // self.threads_per_worker, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmSettings:
+    """The search algorithm and its sizes; what is not given is the paper's value for the length.
+
+    Attributes:
+        algorithm: ``paper``, the genetic algorithm of LongRoPE.
+        population, mutations, crossovers, parents, iterations, mutation_probability: see GeneticSettings.
+        max_evaluations: candidates scored at most.
+        n_hat: choices of the start-token threshold.
+        lambda_max: largest lambda; 1.25 times target over original length when not given.
+        attention_factor: ``su``, ``yarn``, ``present``, ``none`` or a number.
+    """
+
+    algorithm: str = "paper"
+    population: int | None = None
+    mutations: int | None = None
+    crossovers: int | None = None
+    parents: int | None = None
+    iterations: int | None = None
+    mutation_probability: float | None = None
+    max_evaluations: int | None = None
+    n_hat: tuple[int, ...] = PAPER_N_HAT
+    lambda_max: float | None = None
+    attention_factor: str | float = "su"
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise SettingsError(f"algorithm {self.algorithm!r} is not known; use {' or '.join(ALGORITHMS)}")
+
+    def genetic(self, length: int) -> GeneticSettings:
+        """Sizes for a target of ``length`` tokens."""
+        defaults = GeneticSettings.paper(length)
+        given = {
+            name: value
+            for name in ("population", "mutations", "crossovers", "parents", "iterations", "mutation_probability")
+            if (value := getattr(self, name)) is not None
+        }
+        return GeneticSettings(**{**vars(defaults), **given, "max_evaluations": self.max_evaluations})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """A search on one model for one target length.
+
+    Attributes:
+        model: a folder or a hub id.
+        output: folder that receives factors.json, the journal, the table and the plots.
+        target_length: tokens.
+        resume: go on with the run in ``output``.
+    """
+
+    model: str
+    output: str
+    target_length: int
+    data: DataSettings
+    execution: ExecutionSettings = field(default_factory=ExecutionSettings)
+    algorithm: AlgorithmSettings = field(default_factory=AlgorithmSettings)
+    seed: int = 0
+    revision: str | None = None
+    resume: bool = False
+
+    def describe(self) -> str:
+        return f"{self.model} to {format_length(self.target_length)}"

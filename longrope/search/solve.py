@@ -1,0 +1,126 @@
+"""Solve one problem: run the algorithm over a model's factors for one length, then compare on held-out documents."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from longrope.data.samples import SampleSet
+from longrope.exceptions import RunFailedError
+from longrope.model.rope_config import ModelRope
+from longrope.rope.policy import FixedFactors
+from longrope.search.algorithm import SearchAlgorithm
+from longrope.search.baselines import Baseline
+from longrope.search.candidate import Candidate
+from longrope.search.comparison import MethodResult, compare
+from longrope.search.progress import Progress
+from longrope.search.scorer import Scorer
+from longrope.search.space import SearchSpace
+
+SEARCHED = "longrope"
+SEARCHED_WITHOUT_N_HAT = "longrope, n_hat = 0"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is searched, and what the result is compared with.
+
+    Attributes:
+        rope: the model's RoPE.
+        length: tokens of every sample.
+        space: where candidates come from.
+        seeds: candidates to start from, quantised by the algorithm.
+        methods: what to compare with, scored as published.
+        samples: documents that score candidates, and held-out ones for the comparison alone.
+        lengths: at which to compare, up to ``length``.
+    """
+
+    rope: ModelRope
+    length: int
+    space: SearchSpace
+    seeds: tuple[Candidate, ...]
+    methods: tuple[Baseline, ...]
+    samples: SampleSet
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What came out.
+
+    Attributes:
+        best: the best candidate on the search samples.
+        best_without_n_hat: the best whose n_hat is 0, which engines without n_hat can serve.
+        results: the methods of the problem, then the searched factors.
+        scores: perplexity on the search samples of every candidate, in the order asked; inf where it failed.
+        convergence: best perplexity on the search samples after each round, with the evaluations until then.
+    """
+
+    best: Candidate
+    best_without_n_hat: Candidate | None
+    results: tuple[MethodResult, ...]
+    scores: tuple[float, ...]
+    convergence: tuple[tuple[int, float], ...]
+
+    @property
+    def evaluations(self) -> int:
+        """Candidates scored by the algorithm."""
+        return len(self.scores)
+
+    def result(self, name: str = SEARCHED) -> MethodResult:
+        """The result of a method by name; of several rows the one that is best on held-out documents."""
+        rows = [result for result in self.results if result.name == name]
+        target = max((max(result.losses, default=0) for result in rows), default=0)
+        return min(rows, key=lambda result: _or_inf(result.held_out(target)))
+
+
+def solve(
+    problem: Problem,
+    algorithm: SearchAlgorithm,
+    scorer: Scorer,
+    planned: int,
+    progress: Progress,
+) -> Solution:
+    """Run ``algorithm`` to its end on the search samples, then compare once on the held-out ones.
+
+    Args:
+        planned: candidates the algorithm will ask for at most, for the progress display.
+
+    Raises:
+        RunFailedError: if no candidate could be scored at all.
+    """
+    samples = problem.samples.search
+    convergence = []
+    progress.begin("search", planned * len(samples))
+    while candidates := algorithm.ask():
+        algorithm.tell(scorer.perplexities(candidates, samples))
+        if algorithm.best is None:
+            reasons = sorted({failure.reason for failure in scorer.failures()})
+            raise RunFailedError(f"no candidate could be scored: {'; '.join(reasons[:3])}")
+        convergence.append((len(algorithm.history), algorithm.best[1]))
+        progress.describe(f"round {algorithm.round}, best perplexity {algorithm.best[1]:.4f}")
+    progress.end()
+    if algorithm.best is None:
+        raise RunFailedError("the search ended before a candidate was scored; give more evaluations")
+
+    best = algorithm.best[0]
+    flat = algorithm.best_with(lambda candidate: candidate.n_hat == 0)
+    best_without_n_hat = flat[0] if flat is not None else None
+    methods = [*problem.methods, as_baseline(SEARCHED, best, problem)]
+    if best_without_n_hat is not None and best_without_n_hat != best:
+        methods.append(as_baseline(SEARCHED_WITHOUT_N_HAT, best_without_n_hat, problem))
+    progress.begin("comparison on held-out documents", None)
+    results = compare(scorer, methods, samples, problem.samples.held_out, problem.lengths)
+    progress.end()
+    scores = tuple(scored.score for scored in algorithm.history)
+    return Solution(best, best_without_n_hat, tuple(results), scores, tuple(convergence))
+
+
+def as_baseline(name: str, candidate: Candidate, problem: Problem) -> Baseline:
+    """A candidate as a method that has the same factors at every length."""
+    factors = candidate.to_factors(problem.rope.policy.reference, problem.length)
+    return Baseline(name, FixedFactors(factors))
+
+
+def _or_inf(value: float) -> float:
+    return math.inf if math.isnan(value) else value
