@@ -1,0 +1,89 @@
+"""What every test may rely on: no network, one thread, tiny models built in memory."""
+
+import os
+
+# Before torch and transformers are imported. Tests run in several processes, so each keeps to one thread.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+)
+
+from collections.abc import Callable
+from string import printable
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+torch.set_num_threads(1)
+
+# The same examples on every run and machine; a slow machine is no reason to fail.
+settings.register_profile(
+    "longrope", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("longrope")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+
+
+@pytest.fixture
+def make_tiny_llama() -> Callable[..., LlamaForCausalLM]:
+    """Builds random llama models; keyword arguments change the configuration, ``seed`` the weights."""
+
+    def make(seed: int = 0, **changes: object) -> LlamaForCausalLM:
+        config = LlamaConfig(
+            **{
+                "vocab_size": 128,
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "max_position_embeddings": 64,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+                "pad_token_id": 0,
+                **changes,
+            }
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return LlamaForCausalLM(config).float().eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny_llama(make_tiny_llama: Callable[..., LlamaForCausalLM]) -> LlamaForCausalLM:
+    """A random float32 llama, its own for every test: 2 layers, 4 heads of 16 dimensions, theta 10000, 64 positions."""
+    return make_tiny_llama()
+
+
+@pytest.fixture
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a printable ASCII character, <bos> in front; its ids fit the tiny llama's 128 entries."""
+    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    vocabulary = {token: index for index, token in enumerate([*special, *printable])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
