@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 Tokens = npt.NDArray[np.int32]
 
-CHARACTERS_PER_TOKEN = 5  # the first guess; doubled until there are enough tokens
+FIRST_CHARACTERS = 16_384  # enough to see how many characters a token has in this text
 # Cutting a text changes how its last characters are tokenised. The change reaches back a few tokens; the tokens
 # before this many are those of the whole text.
 MARGIN_TOKENS = 64
@@ -34,12 +34,14 @@ class TextEncoder:
             (T,) int32 with T <= length, equal to the start of what the tokenizer makes of the whole text.
         """
         wanted = length - len(self.prefix)
-        characters = max(wanted, 1) * CHARACTERS_PER_TOKEN
+        enough = wanted + MARGIN_TOKENS
+        characters = FIRST_CHARACTERS
         while True:
             ids = self._encode(text[:characters])
-            if characters >= len(text) or len(ids) >= wanted + MARGIN_TOKENS:
+            if characters >= len(text) or len(ids) >= enough:
                 return np.array((self.prefix + ids)[:length], dtype=np.int32)
-            characters *= 2
+            expected = characters * enough // max(len(ids), 1)
+            characters = max(expected + expected // 10, characters + characters // 4)
 
     def most_tokens(self, size: int) -> int:
         """The most tokens that a text of ``size`` UTF-8 bytes can have: a byte each.
