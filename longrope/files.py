@@ -8,13 +8,18 @@ from pathlib import Path
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:
-    """Write ``text`` beside ``path`` under a temporary name, then move it into place."""
+    """Write ``text`` in UTF-8 beside ``path`` under a temporary name, then move it into place."""
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: str | Path, data: bytes) -> None:
+    """Write ``data`` beside ``path`` under a temporary name, then move it into place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         mask = os.umask(0)
