@@ -33,9 +33,17 @@ RETRIEVAL_SHARE = 0.1
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What a training run is; written beside the model, and compared before a run is resumed."""
+    """What a training run is; written beside the model, and compared before a run is resumed.
 
-    steps: int = 3600
+    Attributes:
+        steps: where the cosine of the learning rate ends, and the training with it.
+        first_horizon: until step ``first_until`` the cosine was that of a run of so many steps: a run that was begun
+            with a longer plan and then shortened. By default both are 0, and there is one plan.
+    """
+
+    steps: int = 2700
+    first_horizon: int = 0
+    first_until: int = 0
     batch: int = 16
     learning_rate: float = 2e-3
     warmup: int = 200
@@ -113,7 +121,8 @@ def _batch(
 def _learning_rate(settings: TrainSettings, step: int) -> float:
     if step < settings.warmup:
         return settings.learning_rate * (step + 1) / settings.warmup
-    done = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
+    horizon = settings.first_horizon if step < settings.first_until else settings.steps
+    done = (step - settings.warmup) / max(horizon - settings.warmup, 1)
     return settings.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
@@ -219,10 +228,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=defaults.batch)
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--first-horizon", type=int, default=defaults.first_horizon)
+    parser.add_argument("--first-until", type=int, default=defaults.first_until)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model (needs a C++ compiler on CPU)")
     args = parser.parse_args()
-    settings = TrainSettings(steps=args.steps, batch=args.batch, learning_rate=args.learning_rate, seed=args.seed)
+    names = ("steps", "batch", "learning_rate", "seed", "first_horizon", "first_until")
+    settings = TrainSettings(**{name: getattr(args, name) for name in names})
     train(args.output, settings, args.device, compiled=args.compile)
 
 

@@ -47,7 +47,7 @@ def score_blocks(
     """
     architecture = architecture_for(model.config)
     decoder, head = architecture.decoder_of(model), architecture.head_of(model)
-    ids = torch.as_tensor(np.asarray(tokens), dtype=torch.long)
+    ids = torch.tensor(np.asarray(tokens), dtype=torch.long)
     length = len(ids)
     assert length >= 2, "a sample needs at least two tokens"
     count = len(factors)

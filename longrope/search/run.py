@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from longrope import __version__
 from longrope.data.documents import read_documents
 from longrope.data.samples import Sample, SampleSet, draw_samples
 from longrope.exceptions import RunExistsError
@@ -161,8 +161,17 @@ def numeric_settings(model: LoadedModel, execution: ExecutionSettings) -> dict[s
 
 def versions() -> dict[str, str]:
     """The versions that a result may depend on."""
-    names = ("longrope", "torch", "transformers", "numpy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    import numpy
+    import torch
+    import transformers
+
+    return {
+        "longrope": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+    }
 
 
 def describe_samples(samples: SampleSet) -> dict[str, Any]:
