@@ -288,8 +288,8 @@ def _describe(name: str, factors: RopeFactors) -> str:
 
 
 def _method(name: str) -> str:
-    """The method in a name such as ``yarn, attention 1.1``."""
-    return re.split(r"[ ,(]", name, maxsplit=1)[0]
+    """The method in a name such as ``YaRN`` or ``yarn (1.208)``."""
+    return re.split(r"[ ,(]", name.lower(), maxsplit=1)[0]
 
 
 def _colour(name: str, names: Sequence[str]) -> str:

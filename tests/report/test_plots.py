@@ -144,6 +144,12 @@ def test_factors_are_drawn_against_the_pair_with_the_searched_ones_emphasised():
     assert figure.legends[0].texts[0].get_text().startswith("longrope")
 
 
+def test_a_method_has_one_colour_in_every_plot():
+    in_factors = lines(factors_figure({"longrope": SEARCHED, "YaRN": CURVES["yarn"]}))["YaRN (attention 1.208)"]
+    in_convergence = lines(convergence_figure(EVALUATIONS, BEST, {"yarn (1.208)": 11.0}))["yarn (1.208)"]
+    assert in_factors.get_color() == in_convergence.get_color()
+
+
 def test_the_first_factors_are_emphasised_without_a_searched_one():
     drawn = lines(factors_figure({"second": CURVES["ntk"], "pi": CURVES["pi"]}))
     assert drawn["second (attention 1)"].get_linewidth() > drawn["pi (attention 1)"].get_linewidth()
