@@ -128,12 +128,16 @@ def resolve_source(
     trust_remote_code: bool = False,
     revision: str | None = None,
     gpus_per_worker: float = 1,
+    elsewhere: bool = False,
 ) -> ModelSource:
     """Turn what the user asked for into one definite ModelSource.
 
     ``auto`` means: device cuda where there is one, otherwise cpu; dtype bfloat16 on a GPU that has it (float16
     otherwise) and float32 on a CPU. A hub id is pinned to the commit it stands for now. With several GPUs for each
     worker the model is spread over them.
+
+    Args:
+        elsewhere: the model will be loaded on other machines, so that a GPU asked for need not be one of this machine.
 
     Raises:
         SettingsError: for an unknown dtype, device or attention.
@@ -143,11 +147,11 @@ def resolve_source(
     kind = device.split(":")[0]
     if kind not in ("cpu", "cuda", "mps", "xpu"):
         raise SettingsError(f"device {device!r} is not known; use auto, cpu, cuda, mps or xpu")
-    if kind == "cuda" and not torch.cuda.is_available():
+    if kind == "cuda" and not torch.cuda.is_available() and not elsewhere:
         raise SettingsError(f"device {device!r} was asked for, but torch sees no CUDA GPU; use --device cpu")
     if dtype == "auto":
         dtype = "float32" if kind == "cpu" else "bfloat16"
-        if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        if kind == "cuda" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
             dtype = "float16"
     dtype = _ALIASES.get(dtype, dtype)
     if dtype not in DTYPES:

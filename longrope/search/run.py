@@ -64,6 +64,7 @@ def open_model(name: str, execution: ExecutionSettings, revision: str | None = N
         trust_remote_code=execution.trust_remote_code,
         revision=revision,
         gpus_per_worker=execution.gpus_per_worker or 0,
+        elsewhere=execution.ray_address is not None,
     )
     folder = source.folder()
     config = source.load_config()

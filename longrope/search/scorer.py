@@ -36,6 +36,11 @@ class Scorer:
                 else:
                     self._known[task] = Failure(event["reason"])
 
+    @property
+    def workers(self) -> int:
+        """Evaluators that work at the same time."""
+        return self._pool.workers
+
     def score(self, tasks: Iterable[Task]) -> dict[Task, BlockScore | Failure]:
         """The result of every task; returns when all are there, which makes each call a barrier."""
         wanted = list(dict.fromkeys(tasks))

@@ -13,6 +13,7 @@ from longrope.search.algorithm import SearchAlgorithm
 from longrope.search.baselines import Baseline
 from longrope.search.candidate import Candidate
 from longrope.search.comparison import MethodResult, compare
+from longrope.search.evaluation import Failure, Task
 from longrope.search.progress import Progress
 from longrope.search.scorer import Scorer
 from longrope.search.space import SearchSpace
@@ -91,14 +92,18 @@ def solve(
     """
     samples = problem.samples.search
     convergence = []
+    candidates = algorithm.ask()
+    if candidates:
+        progress.note(predicted_cost(problem, scorer, candidates[0], planned))
     progress.begin("search", planned * len(samples))
-    while candidates := algorithm.ask():
+    while candidates:
         algorithm.tell(scorer.perplexities(candidates, samples))
         if algorithm.best is None:
             reasons = sorted({failure.reason for failure in scorer.failures()})
             raise RunFailedError(f"no candidate could be scored: {'; '.join(reasons[:3])}")
         convergence.append((len(algorithm.history), algorithm.best[1]))
         progress.describe(f"round {algorithm.round}, best perplexity {algorithm.best[1]:.4f}")
+        candidates = algorithm.ask()
     progress.end()
     if algorithm.best is None:
         raise RunFailedError("the search ended before a candidate was scored; give more evaluations")
@@ -114,6 +119,27 @@ def solve(
     progress.end()
     scores = tuple(scored.score for scored in algorithm.history)
     return Solution(best, best_without_n_hat, tuple(results), scores, tuple(convergence))
+
+
+def predicted_cost(problem: Problem, scorer: Scorer, candidate: Candidate, planned: int) -> str:
+    """What the run will take, from one evaluation that the search needs anyway."""
+    task = Task(candidate, problem.samples.search[0].digest)
+    result = scorer.score([task])[task]
+    searching = planned * len(problem.samples.search)
+    comparing = len(problem.methods) * (len(problem.samples.search) + len(problem.samples.held_out))
+    text = f"{searching} evaluations to search and about {comparing} to compare, on {scorer.workers} worker(s)"
+    if isinstance(result, Failure):
+        return f"{text}; the first one failed: {result.reason}"
+    seconds = (searching + comparing) * result.seconds / scorer.workers
+    return f"{text}, {result.seconds:.2f} s for the first: about {describe_duration(seconds)}"
+
+
+def describe_duration(seconds: float) -> str:
+    """A duration in the unit people would use."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def as_baseline(name: str, candidate: Candidate, problem: Problem) -> Baseline:
