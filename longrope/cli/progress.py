@@ -56,7 +56,7 @@ class ConsoleProgress(Progress):
         self._done += 1
         if self._task is not None:
             self._bars.advance(self._task)
-        elif time.monotonic() - self._spoken >= PLAIN_LINE_SECONDS:
+        elif self._phase and time.monotonic() - self._spoken >= PLAIN_LINE_SECONDS:
             self._speak()
 
     def describe(self, status: str) -> None:
@@ -69,6 +69,7 @@ class ConsoleProgress(Progress):
             self._bars.update(self._task, visible=False)
         else:
             self._speak()
+        self._phase = ""
 
     def _speak(self) -> None:
         self._spoken = time.monotonic()

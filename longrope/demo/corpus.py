@@ -82,8 +82,6 @@ def python_version() -> str:
 
 def write_held_out(path: Path) -> Path:
     """Write the held-out modules to a JSONL file, one ``{"name", "text"}`` a line; returns ``path``."""
-    lines = (
-        json.dumps({"name": module.path, "text": module.text}) for module in standard_library() if module.held_out
-    )
+    lines = (json.dumps({"name": module.path, "text": module.text}) for module in standard_library() if module.held_out)
     write_text_atomically(path, "".join(line + "\n" for line in lines))
     return path

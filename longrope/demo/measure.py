@@ -66,7 +66,8 @@ def retrieval_accuracy(
     for trial in range(trials):
         filler = None
         if trial % 2:
-            filler = tokenizer.encode(rng.choice(texts)[: 12 * length], add_special_tokens=False)
+            text = rng.choice(texts)[: 12 * length]
+            filler = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         depth = trial / max(trials - 1, 1)
         example = make_example(tokenizer, length, rng, filler=filler, depth=depth, keyed=keyed)
         ids = torch.tensor([example.prompt], device=model.device)

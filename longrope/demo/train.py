@@ -162,9 +162,9 @@ def train(
     order.shuffle(training)
     ids: list[int] = []
     for text in training:
-        ids += [*tokenizer.encode(text), tokenizer.eos_token_id]
+        ids += [*tokenizer(text, verbose=False)["input_ids"], tokenizer.eos_token_id]
     stream = np.array(ids, dtype=np.uint16)
-    held_out = [tokenizer.encode(module.text)[: settings.window] for module in modules if module.held_out]
+    held_out = [tokenizer(m.text, verbose=False)["input_ids"][: settings.window] for m in modules if m.held_out]
     held_out_rows = torch.tensor([row for row in held_out if len(row) == settings.window])
 
     torch.manual_seed(settings.seed)

@@ -31,6 +31,9 @@ class ModelEvaluatorFactory:
     samples: Mapping[str, npt.NDArray[np.int32]]
 
     def __call__(self) -> ModelEvaluator:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # a worker is not the one who speaks
         return ModelEvaluator(self.source.load_model(), self.template, self.samples)
 
 
