@@ -6,6 +6,7 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from longrope.exceptions import DataError, FactorsError
 from longrope.search.candidate import Candidate
@@ -42,6 +43,7 @@ class ScriptedEvaluator:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._held: list[TextIO] = []
 
     def evaluate(self, candidate: Candidate, sample: str) -> BlockScore:
         verb, _, name = sample.partition(":")
@@ -53,16 +55,13 @@ class ScriptedEvaluator:
                 os.kill(os.getpid(), signal.SIGKILL)
             if verb == "raise" or (verb == "raise-once" and first):
                 raise MemoryError("CUDA out of memory\nTried to allocate")
-        elif verb == "block":
-            # Says its pid through one FIFO and waits for a line from the other, both made by the test. The first
-            # stays open, so that its other end sees when this process is gone.
-            with (self._folder / f"{name}.out").open("w") as out:
-                out.write(f"{os.getpid()}\n")
-                out.flush()
-                with (self._folder / f"{name}.in").open() as go:
-                    go.readline()
-        elif verb == "pid":
-            return BlockScore((float(os.getpid()),), 256, 0.0)
+        elif verb in ("hold", "block"):
+            # Tells its pid through a FIFO whose reader sees the end when this process is gone.
+            self._held.append((self._folder / f"{name}.out").open("w"))
+            self._held[-1].write(f"{os.getpid()}\n")
+            self._held[-1].flush()
+            if verb == "block":
+                (self._folder / f"{name}.in").read_text()
         elif verb == "threads":
             import torch
 
@@ -71,3 +70,36 @@ class ScriptedEvaluator:
         elif verb == "environment":
             return BlockScore(tuple(float(ord(letter)) for letter in os.environ.get(name, "")), 256, 0.0)
         return BlockScore(tuple(value * 2 for value in candidate.lambdas), 256 * len(candidate.lambdas), 0.5)
+
+
+class Watched:
+    """The test's end of a ``hold:name`` or ``block:name`` task. No method returns before the worker has come so far."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._out, self._in = folder / f"{name}.out", folder / f"{name}.in"
+        os.mkfifo(self._out)
+        os.mkfifo(self._in)
+
+    def begun(self) -> Process:
+        """The process that works on the task."""
+        out = self._out.open()
+        return Process(int(out.readline()), out)
+
+    def go_on(self) -> None:
+        """Let the task end."""
+        self._in.write_text("go")
+
+
+@dataclass(frozen=True)
+class Process:
+    pid: int
+    out: TextIO
+
+    def kill(self) -> None:
+        """Kill it, and wait until it is gone."""
+        os.kill(self.pid, signal.SIGKILL)
+        self.wait()
+
+    def wait(self) -> None:
+        assert self.out.read() == ""
+        self.out.close()
