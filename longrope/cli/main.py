@@ -52,6 +52,11 @@ def main() -> None:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InvalidInputError) else 1)
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; what was evaluated is kept, go on with --resume", file=sys.stderr)
         sys.exit(130)

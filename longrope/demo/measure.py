@@ -76,25 +76,33 @@ def retrieval_accuracy(
     return correct / trials
 
 
-def main() -> None:
-    """The command line of the measurement."""
+def measure(folder: Path, trials: int = 50, seed: int = 0, windows: int | None = None) -> dict[str, Any]:
+    """All figures of the model in ``folder``."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    result: dict[str, Any] = {
+        "python": python_version(),
+        "parameters": model.num_parameters(),
+        "vocabulary": len(tokenizer),
+        **held_out_perplexity(model, tokenizer, limit=windows),
+        "trials": trials,
+    }
+    for name, keyed in (("passkey", 0), ("named number", 1), ("one of two named numbers", 2)):
+        result[f"retrieval, {name}"] = retrieval_accuracy(model, tokenizer, trials=trials, seed=seed, keyed=keyed)
+    return result
+
+
+def main() -> None:
+    """The command line of the measurement."""
     parser = argparse.ArgumentParser(description="Measure the embedded model on held-out text.")
     parser.add_argument("--model", type=Path, default=model_folder())
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--windows", type=int, default=None, help="windows to score at most (all)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
-    result: dict[str, Any] = {"python": python_version(), "vocabulary": len(tokenizer)}
-    result |= held_out_perplexity(model, tokenizer, limit=args.windows)
-    for name, keyed in (("passkey", 0), ("named number", 1), ("one of two named numbers", 2)):
-        result[f"retrieval, {name}"] = retrieval_accuracy(
-            model, tokenizer, trials=args.trials, seed=args.seed, keyed=keyed
-        )
-    print(json.dumps(result, indent=2))
+    print(json.dumps(measure(args.model, args.trials, args.seed, args.windows), indent=2))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,8 @@ class ModelSource:
         try:
             return Path(snapshot_download(self.name, revision=self.revision, allow_patterns=_NEEDED))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise UnsupportedModelError(
-                f"model {self.name!r} is neither a folder nor reachable on the hub ({reason})"
+                f"model {self.name!r} is neither a folder nor reachable on the hub ({_reason(error)})"
             ) from None
 
     def load_config(self) -> Any:
@@ -67,6 +67,7 @@ class ModelSource:
         Raises:
             UnsupportedModelError: if the folder holds no usable config.
         """
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
 
         folder = self.folder()
@@ -74,9 +75,8 @@ class ModelSource:
             raise UnsupportedModelError(f"{folder} holds no config.json; give a Hugging Face model folder")
         try:
             return AutoConfig.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UnsupportedModelError(f"{folder}/config.json cannot be used: {reason}") from None
+        except (ValueError, KeyError, TypeError, OSError, StrictDataclassError) as error:
+            raise UnsupportedModelError(f"{folder}/config.json cannot be used: {_reason(error)}") from None
 
     def load_tokenizer(self) -> Any:
         """The tokenizer that lies with the model."""
@@ -86,8 +86,7 @@ class ModelSource:
         try:
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
         except (ValueError, KeyError, TypeError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UnsupportedModelError(f"the tokenizer in {folder} cannot be loaded: {reason}") from None
+            raise UnsupportedModelError(f"the tokenizer in {folder} cannot be loaded: {_reason(error)}") from None
 
     def load_model(self) -> Any:
         """The causal language model in eval mode, from safetensors only.
@@ -96,25 +95,33 @@ class ModelSource:
             UnsupportedModelError: if the weights cannot be loaded.
             SettingsError: if flash-attn was asked for and is not installed.
         """
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
         folder = self.folder()
+        if self.device == "auto" and find_spec("accelerate") is None:
+            raise SettingsError("several GPUs for each evaluator need accelerate; run `pip install accelerate`")
         placement = {"device_map": "auto"} if self.device == "auto" else {}
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=self.load_config(),
                 dtype=DTYPES[self.dtype],
                 attn_implementation=self.attention,
                 trust_remote_code=self.trust_remote_code,
                 use_safetensors=True,
+                output_loading_info=True,
                 **placement,
             )
         except ImportError as error:
-            raise SettingsError(f"attention {self.attention!r} cannot be used: {str(error).splitlines()[0]}") from None
-        except (ValueError, KeyError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UnsupportedModelError(f"the weights in {folder} cannot be loaded: {reason}") from None
+            raise SettingsError(f"attention {self.attention!r} cannot be used: {_reason(error)}") from None
+        except (ValueError, KeyError, OSError, RuntimeError, SafetensorError) as error:
+            raise UnsupportedModelError(f"the weights in {folder} cannot be loaded: {_reason(error)}") from None
+        if report["missing_keys"]:  # transformers would go on with random ones
+            missing = sorted(report["missing_keys"])
+            raise UnsupportedModelError(
+                f"the weights in {folder} lack {missing[0]} ({len(missing)} missing in all); is the folder complete?"
+            )
         if self.device != "auto":
             model = model.to(self.device)
         return model.eval().requires_grad_(False)
@@ -144,11 +151,7 @@ def resolve_source(
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = device.split(":")[0]
-    if kind not in ("cpu", "cuda", "mps", "xpu"):
-        raise SettingsError(f"device {device!r} is not known; use auto, cpu, cuda, mps or xpu")
-    if kind == "cuda" and not torch.cuda.is_available() and not elsewhere:
-        raise SettingsError(f"device {device!r} was asked for, but torch sees no CUDA GPU; use --device cpu")
+    kind = _device_kind(device, elsewhere)
     if dtype == "auto":
         dtype = "float32" if kind == "cpu" else "bfloat16"
         if kind == "cuda" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -195,6 +198,30 @@ def fingerprint(folder: Path) -> str:
                 stream.seek(offset)
                 digest.update(stream.read(_CHUNK))
     return digest.hexdigest()[:16]
+
+
+def _device_kind(device: str, elsewhere: bool) -> str:
+    """``cuda`` of ``cuda:1``; raises SettingsError unless torch has that device here, or it is on other machines."""
+    kind, _, index = device.partition(":")
+    available = {
+        "cpu": lambda: True,
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+        "xpu": torch.xpu.is_available,
+    }
+    if kind not in available or (index and not index.isdecimal()):
+        raise SettingsError(f"device {device!r} is not known; use auto, cpu, cuda, cuda:0, mps or xpu")
+    if not elsewhere and not available[kind]():
+        raise SettingsError(f"device {device!r} was asked for, but torch sees no such device; use --device cpu")
+    if not elsewhere and kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise SettingsError(f"device {device!r} was asked for, but torch sees {torch.cuda.device_count()} GPUs only")
+    return kind
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a message from elsewhere, since ours are one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _is_hub_id(name: str) -> bool:
