@@ -1,4 +1,4 @@
-"""Write the embedded model's card: ``python -m longrope.demo.card FOLDER`` measures the model and draws its loss curve."""
+"""The embedded model's card: ``python -m longrope.demo.card`` measures the model, draws its loss curve, writes both."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ tags: [rope, long-context, code]
 
 # The embedded model of longrope
 
-A Llama with {parameters:,} parameters (6 layers, hidden 256, 4 heads of 64, rope_theta 10000, tied embeddings, bfloat16) and a
-context window of {window} tokens. It exists so that every part of longrope can be run, tested and measured on a trained model
-without a download. It is far too small to be of use for anything else.
+A Llama with {parameters:,} parameters (6 layers, hidden 256, 4 heads of 64, rope_theta 10000, tied embeddings,
+bfloat16) and a context window of {window} tokens. It exists so that every part of longrope can be run, tested and
+measured on a trained model without a download. It is far too small to be of use for anything else.
 
 ## Text
 
-The source of the standard library of Python {python}: three quarters of the modules for training, a quarter held out, split by a
-hash of the module's path (`longrope/demo/corpus.py`). Tests and generated tables are left out. About {retrieval:.0%} of the
-training rows hide a number in plain sentences or source text and ask for it (`longrope/demo/retrieval.py`). The tokenizer is a
-byte-level BPE with {vocabulary} entries that splits numbers into single digits. On another Python version the held-out modules
-have another text, and a module that was renamed since may have been trained on under its old name.
+The source of the standard library of Python {python}: three quarters of the modules for training, a quarter held
+out, split by a hash of the module's path (`longrope/demo/corpus.py`). Tests and generated tables are left out.
+About {retrieval:.0%} of the training rows hide a number in plain sentences or source text and ask for it
+(`longrope/demo/retrieval.py`). The tokenizer is a byte-level BPE with {vocabulary} entries that splits numbers into
+single digits. On another Python version the held-out modules have another text, and a module that was renamed since
+may have been trained on under its old name.
 
 ## Training
 
-    python -m longrope.demo.train --output DIR {flags}
+    python -m longrope.demo.train --output DIR{flags}
 
-{steps} steps of {batch} rows ({tokens:,} tokens), AdamW (betas 0.9, 0.95; weight decay {weight_decay}), learning rate
-{learning_rate} with {warmup} steps of warm-up and a cosine to 2% of it, float32 on two CPU cores, seed {seed}. {plan}
-Settings are in `training.json`, the losses of every 100 steps in `loss.jsonl`.
+{steps} steps of {batch} rows ({tokens:,} tokens), AdamW (betas 0.9, 0.95; weight decay {weight_decay}), learning
+rate {learning_rate} with {warmup} steps of warm-up and a cosine to 2% of it, float32 on two CPU cores, seed {seed}.
+{plan} Settings are in `training.json`, the losses of every 100 steps in `loss.jsonl`.
 
 ![Loss per token against tokens seen: training rows, and the first {window} tokens of held-out modules](loss.png)
 
@@ -59,20 +60,18 @@ def write_card(folder: Path, measured: dict[str, Any]) -> None:
     losses = [json.loads(line) for line in (folder / "loss.jsonl").read_text().splitlines()]
     config = json.loads((folder / "config.json").read_text())
     plot_loss(losses, folder / "loss.png")
-    plan, flags = "", ""
-    if training["first_until"]:
-        plan = (
-            f"The run was begun with a plan of {training['first_horizon']} steps and shortened at step "
-            f"{training['first_until']}."
-        )
-        flags = f"--first-horizon {training['first_horizon']} --first-until {training['first_until']}"
+    flags = "".join(f" --earlier-plan {until} {steps}" for until, steps in training["earlier_plans"])
+    plan = " ".join(
+        f"Until step {until} the cosine was that of a run of {steps} steps, which was then shortened."
+        for until, steps in training["earlier_plans"]
+    )
     rows = [
         f"| {name}, {measured['trials']} trials in texts of {training['window']} tokens | {value:.0%} |"
         for name, value in measured.items()
         if name.startswith("retrieval")
     ]
     text = CARD.format(
-        **{name: value for name, value in training.items() if name not in ("first_horizon", "first_until")},
+        **{name: value for name, value in training.items() if name != "earlier_plans"},
         parameters=measured["parameters"],
         tokens=losses[-1]["tokens"],
         retrieval=training["retrieval_share"],

@@ -37,13 +37,12 @@ class TrainSettings:
 
     Attributes:
         steps: where the cosine of the learning rate ends, and the training with it.
-        first_horizon: until step ``first_until`` the cosine was that of a run of so many steps: a run that was begun
-            with a longer plan and then shortened. By default both are 0, and there is one plan.
+        earlier_plans: (until, steps) of plans that were shortened: before step ``until`` the cosine was that of a
+            run of ``steps``.
     """
 
-    steps: int = 2700
-    first_horizon: int = 0
-    first_until: int = 0
+    steps: int = 2300
+    earlier_plans: tuple[tuple[int, int], ...] = ()
     batch: int = 16
     learning_rate: float = 2e-3
     warmup: int = 200
@@ -121,7 +120,7 @@ def _batch(
 def _learning_rate(settings: TrainSettings, step: int) -> float:
     if step < settings.warmup:
         return settings.learning_rate * (step + 1) / settings.warmup
-    horizon = settings.first_horizon if step < settings.first_until else settings.steps
+    horizon = next((steps for until, steps in settings.earlier_plans if step < until), settings.steps)
     done = (step - settings.warmup) / max(horizon - settings.warmup, 1)
     return settings.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
@@ -145,7 +144,7 @@ def train(
 ) -> None:
     """Train the model into ``output``: Hugging Face files, ``training.json`` and ``loss.jsonl``."""
     output.mkdir(parents=True, exist_ok=True)
-    record = {**asdict(settings), "python": python_version()}
+    record = json.loads(json.dumps({**asdict(settings), "python": python_version()}))
     settings_file = output / "training.json"
     if settings_file.exists() and json.loads(settings_file.read_text()) != record:
         raise SystemExit(f"error: {output} holds a run with other settings; choose another folder or remove it")
@@ -228,13 +227,25 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=defaults.batch)
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--first-horizon", type=int, default=defaults.first_horizon)
-    parser.add_argument("--first-until", type=int, default=defaults.first_until)
+    parser.add_argument(
+        "--earlier-plan",
+        nargs=2,
+        type=int,
+        action="append",
+        default=[],
+        metavar=("UNTIL", "STEPS"),
+        help="before step UNTIL the learning rate was that of a run of STEPS (a run that was shortened)",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model (needs a C++ compiler on CPU)")
     args = parser.parse_args()
-    names = ("steps", "batch", "learning_rate", "seed", "first_horizon", "first_until")
-    settings = TrainSettings(**{name: getattr(args, name) for name in names})
+    settings = TrainSettings(
+        steps=args.steps,
+        earlier_plans=tuple((until, steps) for until, steps in args.earlier_plan),
+        batch=args.batch,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+    )
     train(args.output, settings, args.device, compiled=args.compile)
 
 

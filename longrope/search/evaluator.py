@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,9 +32,12 @@ class ModelEvaluatorFactory:
     samples: Mapping[str, npt.NDArray[np.int32]]
 
     def __call__(self) -> ModelEvaluator:
+        from tqdm import tqdm
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # a worker is not the one who speaks
+        # tqdm's own lock is a semaphore of the system, which a worker that is killed would leave behind.
+        tqdm.set_lock(threading.RLock())
         return ModelEvaluator(self.source.load_model(), self.template, self.samples)
 
 
