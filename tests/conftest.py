@@ -17,7 +17,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 torch.set_num_threads(1)
 
@@ -66,6 +73,45 @@ def make_tiny_llama() -> Callable[..., LlamaForCausalLM]:
 def tiny_llama(make_tiny_llama: Callable[..., LlamaForCausalLM]) -> LlamaForCausalLM:
     """A random float32 llama, its own for every test: 2 layers, 4 heads of 16 dimensions, theta 10000, 64 positions."""
     return make_tiny_llama()
+
+
+@pytest.fixture
+def make_tiny_model() -> Callable[..., PreTrainedModel]:
+    """Builds random models of any architecture, whose attention is sharp enough to tell positions apart.
+
+    2 layers, 4 heads of 16 dimensions, 64 positions. ``rope`` adds to the rope parameters; other keyword arguments
+    change the configuration. Equal seeds give equal weights, whatever the rope.
+    """
+
+    def make(
+        model_type: str = "llama", seed: int = 0, rope: dict[str, object] | None = None, **changes: object
+    ) -> PreTrainedModel:
+        partial = {"partial_rotary_factor": 0.5} if model_type == "phi3" else {}
+        config = AutoConfig.for_model(
+            model_type,
+            **{
+                "vocab_size": 128,
+                "hidden_size": 64,
+                "intermediate_size": 96,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+                "max_position_embeddings": 64,
+                "initializer_range": 0.15,
+                "sliding_window": None,
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+                "pad_token_id": 0,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **partial, **(rope or {})},
+                **changes,
+            },
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return AutoModelForCausalLM.from_config(config).float().eval()
+
+    return make
 
 
 @pytest.fixture

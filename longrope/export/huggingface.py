@@ -6,10 +6,13 @@ refused (n_hat) or said (more windows, attention factors that differ).
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +77,7 @@ def export_folder(
         for path in sorted(folder.iterdir()):
             if path.name not in _REPLACED and path.is_file() and not path.name.endswith(_FOREIGN):
                 _place(path, temporary / path.name, link=path.name.endswith(_WEIGHTS))
-        tokenizer = source.load_tokenizer()
-        tokenizer.model_max_length = schedule.windows[-1].max_length
-        tokenizer.save_pretrained(temporary)
+        _set_tokenizer_length(temporary / "tokenizer_config.json", schedule.windows[-1].max_length)
         if output.exists():
             output.rmdir()
         os.replace(temporary, output)
@@ -89,7 +90,7 @@ def export_folder(
 def set_longrope(config: Any, schedule: FactorSchedule) -> tuple[str, ...]:
     """Write a schedule into a transformers v5 config as rope type ``longrope``.
 
-    The short list is that of the largest window not above the pretraining length (the long list if there is none).
+    The short list is what the schedule gives a sequence of the pretraining length.
     The original length goes to the top level and into the parameters, with ``factor`` its exact ratio, because
     readers differ in which they take.
 
@@ -98,8 +99,7 @@ def set_longrope(config: Any, schedule: FactorSchedule) -> tuple[str, ...]:
     """
     long = schedule.windows[-1]
     original = long.factors.original_length
-    below = [window for window in schedule.windows if window.max_length <= original]
-    short = below[-1] if below else long
+    short = schedule.window_for(original)
     config.max_position_embeddings = long.max_length
     config.original_max_position_embeddings = original
     kept = {
@@ -114,19 +114,30 @@ def set_longrope(config: Any, schedule: FactorSchedule) -> tuple[str, ...]:
         "factor": long.max_length / original,
         "attention_factor": long.factors.attention_factor,
     }
-    losses = []
+    return tuple(_losses(schedule, short, long))
+
+
+def _losses(schedule: FactorSchedule, short: Window, long: Window) -> Iterator[str]:
+    """Which lengths plain transformers gives other factors than the schedule."""
+    original = long.factors.original_length
+    below = 0
     for window in schedule.windows:
-        if window not in (short, long):
-            losses.append(
-                f"the factors of window {format_length(window.max_length)} are not used: plain transformers has two "
-                "lists"
-            )
-    if short.factors.attention_factor != long.factors.attention_factor:
-        losses.append(
-            f"sequences up to {format_length(original)} get attention factor {long.factors.attention_factor:.4f} "
-            f"instead of {short.factors.attention_factor:.4f}: plain transformers has one for both lists"
-        )
-    return tuple(losses)
+        edges = sorted({below, window.max_length} | ({original} if below < original < window.max_length else set()))
+        for start, stop in pairwise(edges):
+            used = short if stop <= original else long
+            lengths = f"sequences of {start + 1} to {format_length(stop)} tokens"
+            if window.factors.lambdas != used.factors.lambdas:
+                yield (
+                    f"{lengths} get the factors of window {format_length(used.max_length)} instead of those of "
+                    f"{format_length(window.max_length)}: plain transformers has two lists, divided at "
+                    f"{format_length(original)}"
+                )
+            if window.factors.attention_factor != long.factors.attention_factor:
+                yield (
+                    f"{lengths} get attention factor {long.factors.attention_factor:.4f} instead of "
+                    f"{window.factors.attention_factor:.4f}: plain transformers has one for both lists"
+                )
+        below = window.max_length
 
 
 def _without_n_hat(factors: RopeFactors, replace: bool) -> RopeFactors:
@@ -153,6 +164,14 @@ def _cost(results: Any) -> str:
     rows = {row["method"]: row["search_perplexity"] for row in results.get("methods", ())}
     with_n_hat, flat = rows.get("longrope"), rows.get("longrope, n_hat = 0")
     return f" (perplexity {flat:.4f} instead of {with_n_hat:.4f})" if with_n_hat and flat else ""
+
+
+def _set_tokenizer_length(path: Path, length: int) -> None:
+    """Tell the tokenizer the new window; all else about it stays as it was written."""
+    if path.exists():
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings["model_max_length"] = length
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _place(path: Path, target: Path, link: bool) -> None:

@@ -64,13 +64,12 @@ def architecture_for(config: Any) -> Architecture:
     row = ARCHITECTURES.get(str(model_type))
     if row is not None:
         return row
-    if getattr(config, "rope_parameters", None) is None:
+    supported = f"supported: {', '.join(sorted(ARCHITECTURES))}"
+    if getattr(config, "rope_parameters", None) is None and getattr(config, "text_config", None) is None:
         raise UnsupportedModelError(
-            f"model type {model_type!r} has no rotary position embedding; only RoPE models can be extended"
+            f"model type {model_type!r} has no rope_parameters, so no rotary position embedding to extend; {supported}"
         )
-    raise UnsupportedModelError(
-        f"model type {model_type!r} is not supported yet; supported: {', '.join(sorted(ARCHITECTURES))}"
-    )
+    raise UnsupportedModelError(f"model type {model_type!r} is not supported yet; {supported}")
 
 
 def _resolve(root: Any, path: str) -> Any:

@@ -66,17 +66,27 @@ class Attachment:
         self._length, self._rows = None, None
 
     def detach(self) -> None:
-        """Give the model back exactly as it was."""
+        """Give the model back exactly as it was; nothing happens where that was done already."""
         self._hook.remove()
-        self._architecture.set_rotary(self._model, self._original)
+        if self._architecture.rotary_of(self._model) is self.rotary:
+            self._architecture.set_rotary(self._model, self._original)
 
-    def _before_forward(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_forward(
+        self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        rows: Sequence[RopeFactors]
         if self._length is not None:
-            self.rotary.pin(self._rows or (self.policy.factors_for(self._length),), self._length)
-            return
-        tokens = kwargs.get("input_ids", args[0] if args else None)
-        if tokens is None:
-            tokens = kwargs["inputs_embeds"]
+            rows, length = self._rows or (self.policy.factors_for(self._length),), self._length
+        else:
+            rows, length = self._decide(args, kwargs)
+        self.rotary.pin(rows, length)
+        if any(factors.n_hat for factors in rows):
+            kwargs = _with_own_positions(args, kwargs)
+        return args, kwargs
+
+    def _decide(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[RopeFactors], int]:
+        """The factors of each row, or one entry for all rows, and the length of the longest."""
+        tokens = _tokens(args, kwargs)
         new = int(tokens.shape[1])
         cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
@@ -91,14 +101,34 @@ class Attachment:
                     )
         if all(factors == rows[0] for factors in rows):
             rows = rows[:1]
-        self.rotary.pin(rows, max(lengths))
+        return rows, max(lengths)
 
-    @staticmethod
-    def _row_lengths(mask: Any, rows: int, length: int) -> list[int]:
+    def _row_lengths(self, mask: Any, rows: int, length: int) -> list[int]:
         """Full length of each row: what its padding mask (B, T) counts, or all of it."""
         if isinstance(mask, torch.Tensor) and mask.ndim == 2:
             return [max(int(count), 1) for count in mask.sum(dim=-1)]
-        return [length] * rows
+        if mask is None or isinstance(self.policy, FixedFactors):
+            return [length] * rows
+        raise RunFailedError(
+            "the attention mask does not tell how long each row is, so no window can be chosen; give a padding mask "
+            "(rows, tokens) and a dynamic cache, or pin(prompt + new tokens) before starting"
+        )
+
+
+def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """What a decoder is called with: token ids (B, T), or embeddings (B, T, D)."""
+    given = kwargs.get("input_ids", args[0] if args else None)
+    tokens: torch.Tensor = kwargs["inputs_embeds"] if given is None else given
+    return tokens
+
+
+def _with_own_positions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Positions that start at each row's first token, since n_hat counts from there and not from the padding."""
+    mask = kwargs.get("attention_mask")
+    if kwargs.get("position_ids") is not None or not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.all():
+        return kwargs
+    positions = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)  # (B, past + new)
+    return {**kwargs, "position_ids": positions[:, -_tokens(args, kwargs).shape[1] :]}
 
 
 def attach(model: Any, policy: RopePolicy | RopeFactors, *, mode: Mode = "exact") -> Attachment:

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from longrope.exceptions import FactorsError, UnsupportedModelError
+from longrope.lengths import format_length
 from longrope.model.architectures import Architecture, architecture_for
-from longrope.rope.factors import RopeFactors, plain_inv_freq
+from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import DynamicNTK
 from longrope.rope.policy import FactorSchedule, FixedFactors, RopePolicy, Window, load_factors
+from longrope.rope.rotary import inv_freq_float32
 
 SCHEDULE_FILE = "longrope.json"
 _NATIVE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
@@ -67,9 +70,8 @@ class ModelRope:
         return FactorSchedule((Window(self.window, self.present),))
 
     def extended_by(self, factors: RopeFactors) -> FactorSchedule:
-        """The present windows that are shorter than the factors' target, with the factors on top."""
-        kept = (window for window in self.schedule().windows if window.max_length < factors.target_length)
-        return FactorSchedule((*kept, Window(factors.target_length, factors)))
+        """The present windows with the factors added at their target length, as a rule on top."""
+        return self.schedule().with_window(factors)
 
 
 def read_rope(config: Any, folder: str | Path | None = None) -> ModelRope:
@@ -106,12 +108,11 @@ def read_rope(config: Any, folder: str | Path | None = None) -> ModelRope:
         schedule.reference.check_fits(rope_theta, rotary_dim)
         return ModelRope(architecture, schedule, schedule.windows[-1].max_length)
 
-    if kind in ("default", "dynamic"):
-        original = int(parameters.get("original_max_position_embeddings") or longest)
-        identity = RopeFactors.identity(rope_theta, rotary_dim, original)
-        if kind == "default":
-            return ModelRope(architecture, FixedFactors(identity), original)
-        return ModelRope(architecture, DynamicNTK(identity, factor=float(parameters["factor"])), original)
+    identity = RopeFactors.identity(rope_theta, rotary_dim, longest)
+    if kind == "default":
+        return ModelRope(architecture, FixedFactors(identity), longest)
+    if kind == "dynamic":  # grows from max_position_embeddings, whatever original length the config names
+        return ModelRope(architecture, DynamicNTK(identity, factor=float(parameters["factor"])), longest)
 
     factor = parameters.get("factor")
     # The config's top-level original length wins over the nested one, as in transformers.
@@ -123,10 +124,37 @@ def read_rope(config: Any, folder: str | Path | None = None) -> ModelRope:
     if kind == "longrope":
         return ModelRope(architecture, _longrope_schedule(config, rope_theta, rotary_dim, original, longest), longest)
     inv_freq, attention_factor = _transformers_frequencies(config, kind, longest)
-    lambdas = plain_inv_freq(rope_theta, rotary_dim) / inv_freq.astype(np.float64)
-    window = max(longest, round(original * float(factor or 1)))
-    present = RopeFactors(tuple(lambdas), rope_theta, rotary_dim, original, window, attention_factor=attention_factor)
+    lambdas = _lambdas(inv_freq, identity)
+    # Llama 3.2 has factor 32 over 8k and a window of 128k, so that its factor is no ratio of lengths.
+    window = longest if kind == "llama3" else max(longest, round(original * float(factor or 1)))
+    present = RopeFactors(lambdas, rope_theta, rotary_dim, original, window, attention_factor=attention_factor)
     return ModelRope(architecture, FixedFactors(present), window)
+
+
+def check_attention_span(config: Any, length: int) -> None:
+    """Refuse sequences that the model's attention cannot see as a whole.
+
+    Beyond a sliding window the distances that factors are searched for never occur, and the mask that transformers
+    builds for it grows with the square of the length.
+
+    Args:
+        config: a transformers v5 config.
+        length: tokens of the longest sequence to be scored.
+
+    Raises:
+        UnsupportedModelError: if a layer's sliding window is shorter than ``length``.
+    """
+    span = getattr(config, "sliding_window", None)
+    layer_types = getattr(config, "layer_types", None)
+    if span is None or length <= span or (layer_types is not None and "sliding_attention" not in layer_types):
+        return
+    change = '"sliding_window" to null'
+    if hasattr(config, "use_sliding_window"):
+        change = '"use_sliding_window" to false and remove "layer_types"'
+    raise UnsupportedModelError(
+        f"model type {config.model_type!r} attends to the last {span} tokens only, fewer than the "
+        f"{format_length(length)} asked for; set {change} in its config.json"
+    )
 
 
 def _longrope_schedule(config: Any, rope_theta: float, rotary_dim: int, original: int, longest: int) -> FactorSchedule:
@@ -145,7 +173,18 @@ def _longrope_schedule(config: Any, rope_theta: float, rotary_dim: int, original
     return FactorSchedule(tuple(windows if original < longest else windows[:1]))
 
 
-def _transformers_frequencies(config: Any, kind: str, length: int) -> tuple[np.ndarray[Any, Any], float]:
+def _lambdas(inv_freq: npt.NDArray[np.float32], identity: RopeFactors) -> tuple[float, ...]:
+    """What divides the plain frequencies, both in float32, so that pairs left alone have exactly 1.
+
+    Where the quotients are equal but for the rounding, they must not count as falling.
+    """
+    plain = inv_freq_float32(identity).numpy().astype(np.float64)
+    lambdas = plain / inv_freq.astype(np.float64)
+    rising = np.maximum.accumulate(lambdas)
+    return tuple(np.where(rising <= lambdas * (1 + 1e-6), rising, lambdas).tolist())
+
+
+def _transformers_frequencies(config: Any, kind: str, length: int) -> tuple[npt.NDArray[np.float32], float]:
     """Inverse frequencies (rotary_dim / 2,) in float32 and the attention factor, from transformers itself."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

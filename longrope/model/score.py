@@ -55,17 +55,18 @@ def score_blocks(
     with torch.inference_mode(), attached(model, factors[0], mode=mode) as attachment:
         attachment.pin_rows(factors, length)
         hidden = decoder(input_ids=batch, use_cache=False).last_hidden_state  # (C, T, D)
-        sums = torch.zeros(count, math.ceil(length / BLOCK), dtype=torch.float64, device=hidden.device)
+        # On the CPU, where sums have one order on every run, and float64 exists whatever the device.
+        sums = torch.zeros(count, math.ceil(length / BLOCK), dtype=torch.float64)
         step = _slice_length(count, head.weight.shape[0])
         for start in range(0, length - 1, step):
             stop = min(start + step, length - 1)
             logits = head(hidden[:, start:stop]).float()  # (C, n, V)
             targets = batch[:, start + 1 : stop + 1].to(logits.device)  # (C, n)
             nll = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-            blocks = torch.arange(start + 1, stop + 1, device=hidden.device) // BLOCK  # (n,)
-            sums.index_add_(1, blocks, nll.view(count, -1).to(sums))
+            blocks = torch.arange(start + 1, stop + 1) // BLOCK  # (n,)
+            sums.index_add_(1, blocks, nll.view(count, -1).cpu().double())
             del logits
-    return sums.cpu().numpy()
+    return sums.numpy()
 
 
 def perplexity(nll: float, tokens: int) -> float:
