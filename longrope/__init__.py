@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from longrope.model.attach import attach, attached
     from longrope.rope.factors import RopeFactors
     from longrope.rope.policy import FactorSchedule, FixedFactors, RopePolicy, Window, load_factors
 
@@ -21,6 +22,8 @@ __all__ = [
     "RopePolicy",
     "Window",
     "__version__",
+    "attach",
+    "attached",
     "load_factors",
 ]
 
@@ -31,6 +34,8 @@ _MODULES = {
     "RopeFactors": "longrope.rope.factors",
     "RopePolicy": "longrope.rope.policy",
     "Window": "longrope.rope.policy",
+    "attach": "longrope.model.attach",
+    "attached": "longrope.model.attach",
     "load_factors": "longrope.rope.policy",
 }
 

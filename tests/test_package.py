@@ -27,6 +27,8 @@ def test_public_names_are_pinned():
         "RopePolicy",
         "Window",
         "__version__",
+        "attach",
+        "attached",
         "load_factors",
     ]
 

@@ -42,14 +42,14 @@ class LoadedModel:
     rope: ModelRope
     tokenizer: Any
     fingerprint: str
-    model_type: str
+    config: Any
 
     def describe(self) -> dict[str, Any]:
         """Which model this is, for provenance."""
         return {
             "name": self.source.name,
             "revision": self.source.revision,
-            "model_type": self.model_type,
+            "model_type": self.config.model_type,
             "fingerprint": self.fingerprint,
         }
 
@@ -69,7 +69,7 @@ def open_model(name: str, execution: ExecutionSettings, revision: str | None = N
     folder = source.folder()
     config = source.load_config()
     rope = read_rope(config, folder)
-    return LoadedModel(source, rope, source.load_tokenizer(), fingerprint(folder), config.model_type)
+    return LoadedModel(source, rope, source.load_tokenizer(), fingerprint(folder), config)
 
 
 def open_samples(data: DataSettings, tokenizer: Any, length: int, seed: int) -> SampleSet:
@@ -195,7 +195,7 @@ def announce(model: LoadedModel, samples: SampleSet, length: int, progress: Prog
     """Say what is about to be searched."""
     rope = model.rope
     progress.note(
-        f"{model.source.name}: {model.model_type}, pretrained on {format_length(rope.original_length)} tokens, "
+        f"{model.source.name}: {model.config.model_type}, pretrained on {format_length(rope.original_length)} tokens, "
         f"present window {format_length(rope.window)}, {rope.rotary_dim // 2} rotated pairs; {model.source.dtype} on "
         f"{model.source.device}"
     )

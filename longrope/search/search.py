@@ -10,6 +10,7 @@ import pandas as pd
 
 from longrope.exceptions import SettingsError
 from longrope.lengths import format_length
+from longrope.model.rope_config import check_attention_span
 from longrope.rope.attention_factor import resolve
 from longrope.rope.factors import RopeFactors
 from longrope.search.baselines import both_attention_factors, published_baselines
@@ -81,6 +82,7 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
             f"target length {format_length(target)} is not longer than the present window of "
             f"{format_length(rope.window)}; give a longer one, or use `longrope readjust` for short windows"
         )
+    check_attention_span(model.config, target)
     samples = open_samples(settings.data, model.tokenizer, target, settings.seed)
     problem = search_problem(model, settings, samples=samples)
     sizes = settings.algorithm.genetic(target)
