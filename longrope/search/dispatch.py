@@ -102,9 +102,9 @@ class WorkerPool(EvaluationPool):
         if self._closed:
             raise WorkerError("the evaluation pool is closed; open a new one")
         if not self._slots:
-            self._slots = [_Slot() for _ in range(self.workers)]
             try:
                 self._open()
+                self._slots = [_Slot() for _ in range(self.workers)]
                 for worker in range(self.workers):
                     self._start_worker(worker)
             except BaseException:

@@ -26,6 +26,9 @@ class RayPool(WorkerPool):
     process has initialised, or starts one here that ends with the pool. Evaluators that find no room wait for it:
     nodes that join later are used.
 
+    Args:
+        workers: evaluators; None for as many as the cluster has room for when the pool starts.
+
     Raises:
         SettingsError: if a number makes no sense, or Ray is not installed.
         WorkerError: on start, if the cluster cannot be reached, or no node has room for even one evaluator.
@@ -34,14 +37,15 @@ class RayPool(WorkerPool):
     def __init__(
         self,
         factory: EvaluatorFactory,
-        workers: int,
+        workers: int | None,
         threads: int = 1,
         gpus_per_worker: float = 0.0,
         address: str | None = None,
         attempts: int = 3,
         events: Callable[[str], None] | None = None,
     ) -> None:
-        super().__init__(workers, threads, gpus_per_worker, attempts, events)
+        super().__init__(1 if workers is None else workers, threads, gpus_per_worker, attempts, events)
+        self._fill_the_cluster = workers is None
         try:
             import ray
         except ImportError:
@@ -62,6 +66,8 @@ class RayPool(WorkerPool):
         if not self._ray.is_initialized():
             self._initialise()
         room = self._room()
+        if self._fill_the_cluster:
+            self.workers = max(room, 1)
         if room < self.workers:
             message = (
                 f"{self.workers} evaluators with {self._threads} CPUs and {self._gpus_per_worker:g} GPUs each asked "

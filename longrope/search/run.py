@@ -136,6 +136,7 @@ def make_pool(
     factory: ModelEvaluatorFactory, execution: ExecutionSettings, on_gpu: bool, progress: Progress
 ) -> EvaluationPool:
     """The pool the settings name."""
+    workers = execution.worker_count(on_gpu)
     options: dict[str, Any] = {
         "threads": execution.threads_per_worker,
         "gpus_per_worker": execution.gpus(on_gpu),
@@ -144,10 +145,11 @@ def make_pool(
     if execution.executor == "ray":
         from longrope.search.ray_pool import RayPool
 
-        return RayPool(factory, execution.worker_count(on_gpu), address=execution.ray_address, **options)
+        return RayPool(factory, workers, address=execution.ray_address, **options)
     from longrope.search.local_pool import LocalPool
 
-    return LocalPool(factory, execution.worker_count(on_gpu), **options)
+    assert workers is not None, "only a cluster is counted later"
+    return LocalPool(factory, workers, **options)
 
 
 def numeric_settings(model: LoadedModel, execution: ExecutionSettings) -> dict[str, Any]:

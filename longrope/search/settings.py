@@ -86,20 +86,11 @@ class ExecutionSettings:
         """GPUs of each worker, given whether the model is loaded on one."""
         return (1.0 if self.gpus_per_worker is None else self.gpus_per_worker) if on_gpu else 0.0
 
-    def worker_count(self, on_gpu: bool) -> int:
-        """Workers to start when the user named no number: what this machine or cluster has room for."""
+    def worker_count(self, on_gpu: bool) -> int | None:
+        """Workers to start; where the user named no number, what this machine has room for, or None on a cluster."""
         if self.workers is not None:
             return self.workers
-        share = self.gpus(on_gpu)
-        if self.executor == "ray":
-            import ray
-
-            if not ray.is_initialized():
-                return self._local_count(share)
-            resources = ray.cluster_resources()
-            available = resources.get("GPU", 0) / share if share else resources.get("CPU", 1) / self.threads_per_worker
-            return max(int(available), 1)
-        return self._local_count(share)
+        return None if self.ray_address is not None else self._local_count(self.gpus(on_gpu))
 
     def _local_count(self, share: float) -> int:
         if share:
