@@ -36,7 +36,7 @@ wheel-check: $(VENV)/.ready-test ## build the wheel from the sdist, install it a
 	$(BIN)/python -m build --outdir "$$tmp" . > "$$tmp/log" 2>&1 || { cat "$$tmp/log"; exit 1; }; \
 	echo "Installing the wheel without extras into a clean venv (a minute or more)"; \
 	$(BIN)/python -m venv "$$tmp/venv"; \
-	"$$tmp/venv/bin/python" -m pip install -qq --disable-pip-version-check --constraint constraints.txt "$$tmp"/*.whl; \
+	"$$tmp/venv/bin/python" -m pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt "$$tmp"/*.whl; \
 	"$$tmp/venv/bin/python" -I .ci/import_every_module.py; \
 	"$$tmp/venv/bin/longrope" --version
 
