@@ -196,7 +196,7 @@ def _readjust_window(
         "method": f"longrope readjust, algorithm {settings.algorithm.algorithm}",
         "seed": settings.seed,
         "model": model.describe(),
-        "data": {**asdict(settings.data), **describe_samples(problem.samples)},
+        "data": {**asdict(settings.data), "drawn": describe_samples(problem.samples)},
         "settings": {name: value for name, value in decisive.items() if name not in ("model", "samples", "seed")},
         "results": results_record(solution, problem),
         "versions": versions(),

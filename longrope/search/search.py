@@ -107,7 +107,7 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
         "method": f"longrope search, algorithm {settings.algorithm.algorithm}",
         "seed": settings.seed,
         "model": model.describe(),
-        "data": {**asdict(settings.data), **describe_samples(samples)},
+        "data": {**asdict(settings.data), "drawn": describe_samples(samples)},
         "settings": {
             **{name: value for name, value in decisive.items() if name not in ("model", "samples", "seed")},
             "attention_factor_rule": settings.algorithm.attention_factor,
