@@ -63,7 +63,8 @@ def test_terrible_candidates_and_baselines_do_not_squash_the_plot():
 
 
 def test_what_is_not_finite_is_counted_and_left_out():
-    figure = convergence_figure(EVALUATIONS, BEST, {**BASELINES, "abf": math.nan})
+    figure = convergence_figure(EVALUATIONS, BEST, {**BASELINES, "abf": math.nan, "llama3": 12000.0})
+    assert "llama3 12000" in note(figure)
     assert "failed: abf, 2 candidates" in note(figure)
     assert "abf" not in lines(figure)
 
