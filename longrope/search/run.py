@@ -156,7 +156,7 @@ def numeric_settings(model: LoadedModel, execution: ExecutionSettings) -> dict[s
     """What decides the bits of a score beside the candidate and the sample."""
     return {
         "dtype": model.source.dtype,
-        "device": model.source.device.split(":")[0],
+        "device": "cuda" if model.source.device == "auto" else model.source.device.split(":")[0],
         "attention": model.source.attention,
         "threads_per_worker": execution.threads_per_worker,
     }
