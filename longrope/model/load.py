@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import textwrap
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -219,9 +220,8 @@ def _device_kind(device: str, elsewhere: bool) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of a message from elsewhere, since ours are one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """A message from elsewhere on one line, as ours are."""
+    return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
 
 
 def _is_hub_id(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Scoring: the same perplexity as transformers' own forward pass, in blocks, without whole logits."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -132,7 +133,7 @@ def test_logits_never_exist_as_a_whole(make_tiny_model, monkeypatch, rows):
         calls, most = head_calls(model, length, [PLAIN, SLOWER, LATE][:rows])
         assert calls[0][0] == 0
         assert calls[-1][1] == length - 1  # nothing is predicted from the last token
-        assert all(before[1] == after[0] for before, after in zip(calls, calls[1:], strict=False))
+        assert all(before[1] == after[0] for before, after in pairwise(calls))
         peaks.append(most)
     assert peaks[0] == peaks[1] <= 1 << 22
 

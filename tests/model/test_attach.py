@@ -1,0 +1,344 @@
+"""Attaching policies: the logits are those of transformers where it can do the same, and everything comes back."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from model_cases import (
+    EVERY_FIXED,
+    EXTENDED,
+    LONG,
+    ORIGINAL,
+    SHORT,
+    logits_of,
+    longrope_model,
+    random_ids,
+    scaled_model,
+)
+from transformers import DynamicCache, StaticCache
+
+from longrope.exceptions import FactorsError, RunFailedError, SettingsError, UnsupportedModelError
+from longrope.model.architectures import ARCHITECTURES, architecture_for
+from longrope.model.attach import attach, attached
+from longrope.model.rope_config import read_rope
+from longrope.rope.factors import RopeFactors
+from longrope.rope.methods import linear, yarn
+from longrope.rope.policy import FactorSchedule, Window
+
+PLAIN = RopeFactors.identity(1e4, 16, ORIGINAL)
+NEAR = PLAIN.replace(lambdas=tuple(SHORT), attention_factor=1.1)
+FAR = PLAIN.replace(lambdas=tuple(LONG), target_length=EXTENDED, attention_factor=1.1)
+LATE = FAR.replace(n_hat=8)
+SCHEDULE = FactorSchedule((Window(ORIGINAL, NEAR), Window(EXTENDED, FAR)))
+
+
+def under(model, policy, ids, mode="exact", **inputs):
+    with attached(model, policy, mode=mode):
+        return logits_of(model, ids, **inputs)
+
+
+def assert_close(ours, theirs, tolerance=1e-5):
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def difference(a, b):
+    return (a - b).abs().max().item()
+
+
+def left_padded(ids, lengths):
+    """Rows cut to their last tokens, with the mask and the positions that generation would give them."""
+    mask = torch.stack([(torch.arange(ids.shape[1]) >= ids.shape[1] - length).long() for length in lengths])
+    return ids.masked_fill(mask == 0, 0), mask, (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+# Identity
+
+
+@pytest.mark.parametrize("mode", ["hf", "exact"])
+@pytest.mark.parametrize(("model_type", "kind"), EVERY_FIXED)
+def test_present_factors_change_no_bit(make_tiny_model, model_type, kind, mode):
+    model = scaled_model(make_tiny_model, model_type, kind)
+    ids = random_ids(100, rows=2)
+    before = logits_of(model, ids)
+    assert torch.equal(under(model, read_rope(model.config).policy, ids, mode), before)
+
+
+@pytest.mark.parametrize("mode", ["hf", "exact"])
+@pytest.mark.parametrize("length", [1, ORIGINAL, ORIGINAL + 1, EXTENDED])
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+def test_present_schedule_of_a_longrope_model_changes_no_bit(make_tiny_model, model_type, length, mode):
+    model = longrope_model(make_tiny_model, model_type)
+    ids = random_ids(length)
+    before = logits_of(model, ids)
+    assert torch.equal(under(model, read_rope(model.config).policy, ids, mode), before)
+
+
+@pytest.mark.parametrize("length", [ORIGINAL, 150])
+def test_present_policy_of_a_dynamic_model(make_tiny_model, length):
+    model = scaled_model(make_tiny_model, kind="dynamic")
+    ids = random_ids(length)
+    ours = under(model, read_rope(model.config).policy, ids)
+    assert_close(ours, logits_of(model, ids), 1e-4)
+    assert (difference(ours, under(model, PLAIN, ids)) > 1e-2) == (length > ORIGINAL)
+
+
+# Other factors
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize(("method", "kind"), [(linear, "linear"), (yarn, "yarn")])
+def test_published_method_equals_the_config_that_names_it(make_tiny_model, model_type, method, kind):
+    plain = make_tiny_model(model_type)
+    ids = random_ids(200)
+    ours = under(plain, method(PLAIN, EXTENDED), ids)
+    assert_close(ours, logits_of(scaled_model(make_tiny_model, model_type, kind), ids), 1e-4)
+    assert difference(ours, logits_of(plain, ids)) > 1e-2
+
+
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+def test_schedule_equals_a_longrope_config_on_both_sides(make_tiny_model, model_type):
+    plain = make_tiny_model(model_type)
+    scaled = longrope_model(make_tiny_model, model_type, attention_factor=1.1)
+    schedule = read_rope(scaled.config).policy
+    sides = []
+    for length in (ORIGINAL, ORIGINAL + 1):
+        ids = random_ids(length)
+        sides.append(under(plain, schedule, ids, "hf"))
+        assert_close(sides[-1], logits_of(scaled, ids))
+        assert difference(sides[-1], logits_of(plain, ids)) > 1e-2
+    assert difference(sides[0], sides[1][:, :-1]) > 1e-2
+
+
+def test_n_hat_keeps_start_tokens_at_their_plain_angle(make_tiny_model):
+    model = make_tiny_model()
+    ids = random_ids(100)
+    plain = under(model, PLAIN.replace(attention_factor=1.1), ids)
+    late = under(model, LATE, ids)
+    assert_close(late[:, :8], plain[:, :8])
+    assert difference(late[:, 8:], plain[:, 8:]) > 1e-2
+    assert difference(late, under(model, FAR, ids)) > 1e-2
+
+
+# Putting back
+
+
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+def test_everything_is_put_back(make_tiny_model, model_type):
+    model = make_tiny_model(model_type)
+    architecture = architecture_for(model.config)
+    decoder, rotary = architecture.decoder_of(model), architecture.rotary_of(model)
+    ids = random_ids(100)
+    before = logits_of(model, ids)
+    factors = PLAIN.replace(lambdas=tuple(LONG[: len(rotary.inv_freq)]), rotary_dim=2 * len(rotary.inv_freq))
+    with attached(model, factors) as attachment:
+        assert architecture.rotary_of(model) is attachment.rotary
+        assert not torch.equal(logits_of(model, ids), before)
+    assert architecture.rotary_of(model) is rotary
+    assert not decoder._forward_pre_hooks
+    assert torch.equal(logits_of(model, ids), before)
+
+
+def test_everything_is_put_back_after_an_exception(make_tiny_model):
+    model = make_tiny_model()
+    rotary, ids = model.model.rotary_emb, random_ids(20)
+    before = logits_of(model, ids)
+    with pytest.raises(IndexError), attached(model, FAR, length=128):
+        logits_of(model, ids + model.config.vocab_size)
+    assert model.model.rotary_emb is rotary
+    assert not model.model._forward_pre_hooks
+    assert torch.equal(logits_of(model, ids), before)
+
+
+def test_a_model_takes_one_policy_at_a_time(make_tiny_model):
+    model = make_tiny_model()
+    with attached(model, FAR) as first:
+        with pytest.raises(SettingsError, match="already has a policy"):
+            attach(model, NEAR)
+        assert model.model.rotary_emb is first.rotary
+        assert len(model.model._forward_pre_hooks) == 1
+    attach(model, NEAR).detach()
+
+
+def test_detaching_again_leaves_a_later_policy_alone(make_tiny_model):
+    model = make_tiny_model()
+    first = attach(model, FAR)
+    first.detach()
+    with attached(model, NEAR) as second:
+        first.detach()
+        assert model.model.rotary_emb is second.rotary
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"rope_theta": 5e5}, "rope_theta"), ({"lambdas": (1.0,) * 4, "rotary_dim": 8}, "rotary_dim")],
+)
+def test_factors_of_another_model_are_refused(make_tiny_model, changes, message):
+    model = make_tiny_model()
+    rotary = model.model.rotary_emb
+    with pytest.raises(FactorsError, match=message):
+        attach(model, FAR.replace(**changes))
+    assert model.model.rotary_emb is rotary
+    assert not model.model._forward_pre_hooks
+
+
+def test_unknown_mode_is_refused(make_tiny_model):
+    model = make_tiny_model()
+    rotary = model.model.rotary_emb
+    with pytest.raises(SettingsError, match="mode"):
+        attach(model, FAR, mode="fast")
+    assert model.model.rotary_emb is rotary
+
+
+def test_unsupported_model_is_refused():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=8, n_layer=1, n_head=1))
+    with pytest.raises(UnsupportedModelError):
+        attach(model, FAR)
+
+
+# Windows
+
+
+def test_window_is_that_of_the_whole_sequence(make_tiny_model):
+    model = make_tiny_model()
+    for length, factors in ((ORIGINAL, NEAR), (ORIGINAL + 1, FAR), (EXTENDED + 10, FAR)):
+        ids = random_ids(length)
+        assert torch.equal(under(model, SCHEDULE, ids), under(model, factors, ids))
+
+
+@pytest.mark.parametrize("positions", ["given", "left to the model"])
+@pytest.mark.parametrize("policy", [SCHEDULE, LATE, FactorSchedule((Window(ORIGINAL, NEAR), Window(EXTENDED, LATE)))])
+def test_padded_rows_have_windows_of_their_own(make_tiny_model, policy, positions):
+    model = make_tiny_model()
+    lengths = [200, 50, 64, 65]
+    ids, mask, position_ids = left_padded(random_ids(200, rows=4), lengths)
+    given = {"position_ids": position_ids} if positions == "given" else {}
+    together = under(model, policy, ids, attention_mask=mask, **given)
+    for row, length in enumerate(lengths):
+        assert_close(together[row, -length:], under(model, policy, ids[row : row + 1, -length:])[0], 1e-4)
+
+
+def test_embeddings_instead_of_tokens(make_tiny_model):
+    model = make_tiny_model()
+    ids = random_ids(100)
+    expected = under(model, SCHEDULE, ids)
+    with attached(model, SCHEDULE), torch.inference_mode():
+        embeddings = model.model.embed_tokens(ids)
+        assert torch.equal(model(inputs_embeds=embeddings, use_cache=False).logits, expected)
+        assert torch.equal(model.lm_head(model.model(ids, use_cache=False).last_hidden_state), expected)
+
+
+def in_chunks(model, ids, cuts, cache=None):
+    cache = DynamicCache(config=model.config) if cache is None else cache
+    edges = [0, *cuts, ids.shape[1]]
+    with torch.inference_mode():
+        chunks = [
+            model(ids[:, start:stop], past_key_values=cache, use_cache=True).logits for start, stop in pairwise(edges)
+        ]
+    return torch.cat(chunks, dim=1)
+
+
+@pytest.mark.parametrize("cuts", [(40,), (64,), (100,), (10, 70)])
+@pytest.mark.parametrize("policy", [SCHEDULE, LATE])
+def test_pinned_chunks_equal_the_whole(make_tiny_model, policy, cuts):
+    model = make_tiny_model()
+    ids = random_ids(130)
+    expected = under(model, policy, ids)
+    with attached(model, policy, length=130):
+        assert_close(in_chunks(model, ids, cuts), expected, 1e-4)
+
+
+def test_pinned_length_holds_until_unpinned(make_tiny_model):
+    model = make_tiny_model()
+    ids = random_ids(30)
+    with attached(model, SCHEDULE, length=EXTENDED) as attachment:
+        pinned = logits_of(model, ids)
+        attachment.unpin()
+        free = logits_of(model, ids)
+    assert torch.equal(pinned, under(model, FAR, ids))
+    assert torch.equal(free, under(model, NEAR, ids))
+
+
+def test_cache_that_grows_into_another_window_is_refused(make_tiny_model):
+    model = make_tiny_model()
+    with attached(model, SCHEDULE), pytest.raises(RunFailedError, match="grew to 65 tokens and into another window"):
+        in_chunks(model, random_ids(65), (64,))
+
+
+@pytest.mark.parametrize(("length", "cut"), [(ORIGINAL, 30), (130, ORIGINAL + 1)])
+def test_cache_that_stays_in_its_window(make_tiny_model, length, cut):
+    model = make_tiny_model()
+    ids = random_ids(length)
+    expected = under(model, SCHEDULE, ids)
+    with attached(model, SCHEDULE):
+        assert_close(in_chunks(model, ids, (cut,)), expected, 1e-4)
+
+
+def test_mask_that_hides_the_lengths_needs_a_pin(make_tiny_model):
+    model = make_tiny_model()
+    ids = random_ids(100)
+    mask = torch.ones(1, 1, 100, 100, dtype=torch.bool).tril()
+    expected = under(model, FAR, ids)
+    assert_close(under(model, FAR, ids, attention_mask=mask), expected)
+    with attached(model, SCHEDULE) as attachment:
+        with pytest.raises(RunFailedError, match="mask"):
+            logits_of(model, ids, attention_mask=mask)
+        attachment.pin(100)
+        assert_close(logits_of(model, ids, attention_mask=mask), expected)
+
+
+# Generation
+
+
+def generated(model, ids, **options):
+    return model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, **options)
+
+
+@pytest.mark.parametrize("prompt", [20, 100])
+@pytest.mark.parametrize("model_type", ["llama", "phi3"])
+def test_generation_inside_a_window(make_tiny_model, model_type, prompt):
+    scaled = longrope_model(make_tiny_model, model_type, attention_factor=1.1)
+    plain = make_tiny_model(model_type)
+    ids = random_ids(prompt)
+    with attached(plain, read_rope(scaled.config).policy):
+        cached = generated(plain, ids)
+        assert cached.tolist() == generated(plain, ids, use_cache=False).tolist()
+    assert cached.tolist() == generated(scaled, ids).tolist()
+
+
+def test_generation_with_left_padding_equals_each_row_alone(make_tiny_model):
+    model = make_tiny_model()
+    ids, mask, _ = left_padded(random_ids(100, rows=2), [100, 30])
+    with attached(model, FactorSchedule((Window(ORIGINAL, NEAR), Window(EXTENDED, LATE)))):
+        together = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=8)
+        for row, length in enumerate([100, 30]):
+            own = ids[row : row + 1, -length:]
+            alone = model.generate(own, attention_mask=torch.ones_like(own), do_sample=False, max_new_tokens=8)
+            assert together[row, 100:].tolist() == alone[0, length:].tolist()
+
+
+def test_generation_into_another_window(make_tiny_model):
+    model = make_tiny_model()
+    ids = random_ids(ORIGINAL - 4)
+    with attached(model, SCHEDULE) as attachment:
+        with pytest.raises(RunFailedError, match="another window"):
+            generated(model, ids)
+        recomputed = generated(model, ids, use_cache=False)
+        assert recomputed.shape[1] == ORIGINAL + 8
+        attachment.pin(ORIGINAL + 8)
+        reserved = generated(model, ids)
+    with attached(model, FAR):
+        assert reserved.tolist() == generated(model, ids).tolist()
+    with attached(model, SCHEDULE):
+        last = logits_of(model, recomputed[:, :-1])[0, -1].argmax()
+    assert recomputed[0, -1] == last
+
+
+def test_static_cache_is_counted_by_its_tokens(make_tiny_model):
+    model = make_tiny_model()
+    ids = random_ids(130)
+    expected = under(model, SCHEDULE, ids)
+    cache = StaticCache(config=model.config, max_cache_len=EXTENDED)
+    with attached(model, SCHEDULE):
+        assert_close(in_chunks(model, ids, (100,), cache), expected, 1e-4)

@@ -1,0 +1,268 @@
+"""Loading: refusals in one line, safetensors only, and fingerprints that follow the content."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from model_cases import logits_of, random_ids
+from safetensors.torch import load_file, save_file
+
+from longrope.exceptions import LongRopeError, SettingsError, UnsupportedModelError
+from longrope.model.load import ModelSource, fingerprint, resolve_source
+
+
+@pytest.fixture
+def folder(make_tiny_model, tmp_path):
+    make_tiny_model().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def assert_refused(call, message, error=UnsupportedModelError):
+    with pytest.raises(error, match=message) as refusal:
+        call()
+    assert "\n" not in str(refusal.value)
+
+
+# Loading
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_model_comes_ready_to_score(folder, dtype):
+    model = ModelSource(str(folder), dtype=dtype).load_model()
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_model_is_the_saved_one(make_tiny_model, folder):
+    ids = random_ids(20)
+    assert torch.equal(logits_of(ModelSource(str(folder)).load_model(), ids), logits_of(make_tiny_model(), ids))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_is_the_one_asked_for(folder, attention):
+    model = ModelSource(str(folder), attention=attention).load_model()
+    assert model.config._attn_implementation == attention
+
+
+def test_model_with_tied_embeddings_is_complete(make_tiny_model, tmp_path):
+    make_tiny_model(tie_word_embeddings=True).save_pretrained(tmp_path)
+    model = ModelSource(str(tmp_path)).load_model()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_tokenizer_lies_with_the_model(tiny_tokenizer, folder):
+    tiny_tokenizer.save_pretrained(folder)
+    source = ModelSource(str(folder))
+    assert source.load_tokenizer()("abc").input_ids == tiny_tokenizer("abc").input_ids
+
+
+def test_source_survives_pickling(folder):
+    source = resolve_source(str(folder), dtype="bf16", device="cpu")
+    assert pickle.loads(pickle.dumps(source)) == source
+    assert source == ModelSource(str(folder), None, "bfloat16", "cpu", "sdpa", False)
+
+
+# Folders that cannot be used
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "~/missing", "a/b/c"])
+def test_missing_folder_is_refused(name):
+    assert_refused(ModelSource(name).folder, f"model folder {name} does not exist")
+
+
+def test_model_that_no_one_has_is_refused():
+    assert_refused(ModelSource("nobody/has-this-model").folder, "neither a folder nor reachable on the hub")
+
+
+def test_folder_without_config_is_refused(tmp_path):
+    assert_refused(ModelSource(str(tmp_path)).load_config, "holds no config.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"model_type": "no-such-type"}', "{}", '{"model_type": "llama", "hidden_size": "wide"}'],
+)
+def test_config_that_cannot_be_used_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    assert_refused(ModelSource(str(tmp_path)).load_config, "config.json cannot be used")
+
+
+def test_refusal_of_a_config_says_what_is_wrong(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": "wide"}')
+    assert_refused(ModelSource(str(tmp_path)).load_config, "'hidden_size' expected int, got str")
+
+
+def test_folder_without_tokenizer_is_refused(folder):
+    assert_refused(ModelSource(str(folder)).load_tokenizer, "tokenizer in .* cannot be loaded")
+
+
+class Trap:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_pickled_weights_are_refused_and_never_opened(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    assert_refused(ModelSource(str(folder)).load_model, "safetensors")
+    assert_refused(lambda: fingerprint(folder), "holds no \\*.safetensors weights; convert")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_weights_that_are_cut_off_are_refused(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert_refused(ModelSource(str(folder)).load_model, "weights in .* cannot be loaded")
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 32}))
+    assert_refused(ModelSource(str(folder)).load_model, "weights in .* cannot be loaded")
+
+
+def test_weights_that_lack_a_tensor_are_refused(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"], weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert_refused(
+        ModelSource(str(folder)).load_model,
+        r"lack model.layers.1.mlp.up_proj.weight \(2 missing in all\)",
+    )
+
+
+# Settings
+
+
+def test_auto_is_float32_on_a_cpu(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    source = resolve_source(str(folder))
+    assert (source.device, source.dtype, source.attention) == ("cpu", "float32", "sdpa")
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float16")])
+def test_auto_is_the_half_precision_that_a_gpu_has(folder, monkeypatch, native, dtype):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert resolve_source(str(folder)) == ModelSource(str(folder), dtype=dtype, device="cuda")
+    assert resolve_source(str(folder), gpus_per_worker=2).device == "auto"
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32"), ("bfloat16", "bfloat16")]
+)
+def test_dtype_by_either_name(folder, given, dtype):
+    assert resolve_source(str(folder), dtype=given, device="cpu").dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": "int8"}, "dtype 'int8' is not known"),
+        ({"device": "tpu"}, "device 'tpu' is not known"),
+        ({"device": "cuda:one"}, "device 'cuda:one' is not known"),
+        ({"device": "cuda"}, "torch sees no such device"),
+        ({"device": "cuda:1"}, "torch sees no such device"),
+        ({"attention": "fast"}, "attention 'fast' is not known; use sdpa"),
+        ({"attention": "flash_attention_2"}, "needs a GPU"),
+    ],
+)
+def test_settings_that_cannot_be_met_are_refused(folder, monkeypatch, settings, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert_refused(lambda: resolve_source(str(folder), **settings), message, SettingsError)
+
+
+def test_settings_that_one_gpu_cannot_meet_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert resolve_source(str(folder), dtype="bf16", device="cuda:0").device == "cuda:0"
+    for settings, message in (
+        ({"device": "cuda:1", "dtype": "bf16"}, "torch sees 1 GPUs only"),
+        ({"device": "cuda", "dtype": "fp32", "attention": "flash_attention_2"}, "bfloat16 or float16"),
+    ):
+        assert_refused(lambda settings=settings: resolve_source(str(folder), **settings), message, SettingsError)
+
+
+def test_gpus_of_other_machines_need_not_be_here(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_source(str(folder), device="cuda", elsewhere=True).dtype == "bfloat16"
+    with pytest.raises(SettingsError, match="not known"):
+        resolve_source(str(folder), device="tpu", elsewhere=True)
+
+
+def test_hub_model_is_pinned_to_its_commit(folder, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, revision, allow_patterns):
+        asked.append((name, revision))
+        assert not any("bin" in pattern for pattern in allow_patterns)
+        return shutil.copytree(folder, folder.parent / "snapshots" / "0123abc", dirs_exist_ok=True)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    source = resolve_source("some/model", device="cpu", revision="main")
+    assert (source.name, source.revision) == ("some/model", "0123abc")
+    source.folder()
+    assert asked == [("some/model", "main"), ("some/model", "0123abc")]
+
+
+# Fingerprints
+
+
+def test_fingerprint_is_that_of_the_content(folder, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "elsewhere" / "copy"))
+    (copy / "README.md").write_text("the same model")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(dict(reversed(config.items()))))
+    assert fingerprint(copy) == fingerprint(folder)
+
+
+def change_a_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] += 1e-3
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def change_the_config(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 20000.0
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def add_a_schedule(folder):
+    (folder / "longrope.json").write_text("{}")
+
+
+def add_a_shard(folder):
+    shutil.copy(folder / "model.safetensors", folder / "more.safetensors")
+
+
+@pytest.mark.parametrize("change", [change_a_weight, change_the_config, add_a_schedule, add_a_shard])
+def test_fingerprint_tells_models_apart(folder, change):
+    before = fingerprint(folder)
+    change(folder)
+    assert fingerprint(folder) != before
+
+
+@pytest.mark.parametrize("where", [0, -1])
+def test_fingerprint_of_a_large_file_sees_both_ends(folder, where):
+    path = folder / "model.safetensors"
+    data = bytearray(8 << 20)
+    path.write_bytes(data)
+    before = fingerprint(folder)
+    data[where] = 1
+    path.write_bytes(data)
+    assert fingerprint(folder) != before
+
+
+def test_refusals_are_errors_of_the_package():
+    assert issubclass(UnsupportedModelError, LongRopeError)
