@@ -11,11 +11,13 @@ os.environ.update(
 )
 
 from collections.abc import Callable
+from pathlib import Path
 from string import printable
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from tiny_search import write_documents, write_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
@@ -133,3 +135,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         clean_up_tokenization_spaces=False,
     )
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved random llama with a window of 64 tokens, and its tokenizer; not to be changed."""
+    return write_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def documents_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve documents of more than 512 tokens as JSON Lines; not to be changed."""
+    return write_documents(tmp_path_factory.mktemp("tiny") / "documents.jsonl")

@@ -84,7 +84,7 @@ def write_model(folder: Path, **changes: Any) -> Path:
 
 def settings(
     model: Path,
-    data: Path,
+    documents: Path,
     output: Path,
     target_length: int = 128,
     algorithm: dict[str, Any] | None = None,
@@ -97,7 +97,7 @@ def settings(
             "model": str(model),
             "output": str(output),
             "target_length": target_length,
-            "data": DataSettings(source=str(data), samples=2, held_out=3),
+            "data": DataSettings(source=str(documents), samples=2, held_out=3),
             "execution": ExecutionSettings(workers=1),
             "algorithm": AlgorithmSettings(**{**sizes, **(algorithm or {})}),
             **more,
