@@ -26,6 +26,7 @@ from longrope.search.progress import Progress
 from longrope.search.run import (
     FACTORS_FILE,
     TABLE_FILE,
+    WINDOW_JOURNALS,
     LoadedModel,
     announce,
     describe_samples,
@@ -106,7 +107,7 @@ def readjust(settings: ReadjustSettings, progress: Progress | None = None) -> Re
     windows = sorted(set(settings.windows))
     if not windows:
         raise SettingsError("no windows given; name at least one length, for example --windows 4k,8k")
-    refuse_other_run(folder, settings.resume)
+    refuse_other_run(folder, settings.resume, WINDOW_JOURNALS)
     model = open_model(settings.model, settings.execution, settings.revision)
     schedule = _present_schedule(model.rope, settings.factors)
     long = schedule.windows[-1]

@@ -31,6 +31,7 @@ from longrope.search.settings import DataSettings, ExecutionSettings
 JOURNAL_FILE = "evaluations.jsonl"
 FACTORS_FILE = "factors.json"
 RUN_FILE = "run.json"
+WINDOW_JOURNALS = f"window-*/{JOURNAL_FILE}"
 TABLE_FILE = "results.csv"
 
 
@@ -89,14 +90,22 @@ def open_samples(data: DataSettings, tokenizer: Any, length: int, seed: int) -> 
     )
 
 
-def refuse_other_run(folder: Path, resume: bool) -> None:
-    """Raise RunExistsError if ``folder`` holds a run and this is not its resumption."""
-    if not resume:
-        for name in (JOURNAL_FILE, FACTORS_FILE):
-            if (folder / name).exists():
-                raise RunExistsError(
-                    f"output folder {folder} holds another run ({name}); go on with it by --resume, or choose another"
-                )
+def refuse_other_run(folder: Path, resume: bool, journals: str = JOURNAL_FILE) -> None:
+    """Raise RunExistsError if ``folder`` holds a run and this is not its resumption.
+
+    Args:
+        journals: pattern below ``folder`` of the journals that a run of this kind writes.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunExistsError(f"output {folder} is a file; give a folder")
+    kept = (path for pattern in (JOURNAL_FILE, WINDOW_JOURNALS, FACTORS_FILE) for path in sorted(folder.glob(pattern)))
+    found = next(kept, None)
+    own = any(folder.glob(journals))
+    if found is not None and not (resume and own):
+        raise RunExistsError(
+            f"output folder {folder} holds another run ({found.relative_to(folder)}); "
+            + ("go on with it by --resume, or choose another" if own else "choose another")
+        )
 
 
 @contextmanager
@@ -117,9 +126,7 @@ def open_scorer(
         lengths: to which held-out samples will be cut.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / JOURNAL_FILE
-    journal = Journal.resume(path, settings) if resume and path.exists() else Journal.create(path, settings)
-    with journal:
+    with _open_journal(folder / JOURNAL_FILE, settings, resume) as journal:
         every: list[Sample] = [*samples.search, *held_out_samples(samples.held_out, lengths).values()]
         factory = ModelEvaluatorFactory(
             model.source, model.rope.policy.reference, {sample.digest: sample.tokens for sample in every}
@@ -130,6 +137,18 @@ def open_scorer(
             yield scorer
             workers = pool.workers
         _write_run_file(folder, scorer, execution, workers, time.perf_counter() - started)
+
+
+@contextmanager
+def _open_journal(path: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[Journal]:
+    """The journal at ``path``; removed if nothing came to stand in it, so that the folder stays free."""
+    journal = Journal.resume(path, settings) if resume and path.exists() else Journal.create(path, settings)
+    with journal:
+        try:
+            yield journal
+        finally:
+            if not journal.events:
+                path.unlink()
 
 
 def make_pool(
