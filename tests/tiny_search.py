@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from longrope.search import run
 from longrope.search.candidate import Candidate
 from longrope.search.evaluation import BlockScore, EvaluationPool, EvaluatorFactory, Failure, Task
+from longrope.search.search import SearchReport, search
 from longrope.search.settings import AlgorithmSettings, DataSettings, ExecutionSettings, SearchSettings
 
 WINDOW = 64
@@ -142,3 +146,23 @@ class Formula:
 
     def evaluate(self, candidate: Candidate, sample: str) -> BlockScore:
         return BlockScore((self._loss(candidate, sample) * self._tokens,), self._tokens, 0.001)
+
+
+@contextmanager
+def in_process(fails: Fails = lambda task: None) -> Iterator[list[InProcessPool]]:
+    """Runs inside the block start no workers; yields the pools that they open."""
+    pools: list[InProcessPool] = []
+
+    def make_pool(factory: EvaluatorFactory, *others: object) -> InProcessPool:
+        pools.append(InProcessPool(factory, fails))
+        return pools[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "make_pool", make_pool)
+        yield pools
+
+
+def search_in_process(given: SearchSettings, fails: Fails = lambda task: None) -> tuple[SearchReport, InProcessPool]:
+    """A search without workers, and the pool that saw its tasks."""
+    with in_process(fails) as pools:
+        return search(given), pools[0]

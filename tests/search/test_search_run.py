@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from tiny_search import WINDOW, Fails, Formula, InProcessPool, settings
+from tiny_search import WINDOW, Formula, InProcessPool, search_in_process, settings
 from transformers import AutoModelForCausalLM
 
 from longrope.data.samples import Sample, SampleSet
@@ -25,7 +25,6 @@ from longrope.model.rope_config import ModelRope
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import linear, ntk, yarn
 from longrope.rope.policy import FixedFactors, load_factors
-from longrope.search import run
 from longrope.search.candidate import Candidate
 from longrope.search.genetic import GeneticSearch, GeneticSettings
 from longrope.search.journal import Journal, read_journal
@@ -33,22 +32,9 @@ from longrope.search.progress import Progress
 from longrope.search.run import open_model, open_samples
 from longrope.search.scorer import Scorer
 from longrope.search.search import SearchReport, planned, search
-from longrope.search.settings import DataSettings, ExecutionSettings, SearchSettings
+from longrope.search.settings import DataSettings, ExecutionSettings
 from longrope.search.solve import Problem, Solution, solve
 from longrope.search.space import SearchSpace
-
-
-def search_in_process(given: SearchSettings, fails: Fails = lambda task: None) -> tuple[SearchReport, InProcessPool]:
-    """A search without workers, and the pool that saw its tasks."""
-    pools: list[InProcessPool] = []
-
-    def make_pool(factory: Any, *others: Any) -> InProcessPool:
-        pools.append(InProcessPool(factory, fails))
-        return pools[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "make_pool", make_pool)
-        return search(given), pools[0]
 
 
 @pytest.fixture(scope="module")
