@@ -12,8 +12,9 @@ from longrope.exceptions import FactorsError, SettingsError
 from longrope.rope.factors import RopeFactors, plain_inv_freq
 from longrope.rope.methods import DynamicNTK, abf, linear, llama3, ntk, yarn
 
-# rope_theta, rotary_dim, original_length: LLaMA2, LLaMA3, Phi3-mini's partial rotary, the embedded model's size
-MODELS = [(1e4, 128, 4096), (5e5, 128, 8192), (1e4, 96, 2048), (1e4, 32, 256)]
+# rope_theta, rotary_dim, original_length: LLaMA2, LLaMA3, Phi3-mini's partial rotary, the embedded model's size, and
+# one in which even the last pair makes whole turns, so that YaRN's ramp ends beyond the pairs
+MODELS = [(1e4, 128, 4096), (5e5, 128, 8192), (1e4, 96, 2048), (1e4, 32, 256), (1e4, 32, 131072)]
 models = pytest.mark.parametrize("model", MODELS, ids=lambda model: f"theta{model[0]:g}-d{model[1]}-L{model[2]}")
 
 EXTENDING = {
