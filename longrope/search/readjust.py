@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from longrope.exceptions import SettingsError
+from longrope.exceptions import FactorsError, SettingsError
 from longrope.lengths import format_length
 from longrope.model.rope_config import ModelRope
 from longrope.rope.attention_factor import resolve
@@ -121,7 +121,7 @@ def readjust(settings: ReadjustSettings, progress: Progress | None = None) -> Re
 
     reports = []
     for window, samples in zip(windows, drawn, strict=True):
-        problem = readjust_problem(model.rope, long.factors, window, settings.algorithm, samples=samples)
+        problem = readjust_problem(model.rope, schedule, window, settings.algorithm, samples=samples)
         progress.note(
             f"window {format_length(window)}: lambda up to {problem.space.lambda_max:g} "
             f"(the long factors reach {max(long.factors.lambdas):g})"
@@ -138,15 +138,16 @@ def readjust(settings: ReadjustSettings, progress: Progress | None = None) -> Re
 
 
 def readjust_problem(
-    rope: ModelRope, long: RopeFactors, window: int, chosen: AlgorithmSettings, **fields: Any
+    rope: ModelRope, schedule: FactorSchedule, window: int, chosen: AlgorithmSettings, **fields: Any
 ) -> Problem:
-    """The search at one short window: from plain RoPE, the present factors there and the long factors."""
+    """The search at one short window: from plain RoPE, the schedule's present factors there and its long factors."""
+    long = schedule.windows[-1].factors
     attention_factor = resolve(chosen.attention_factor, long.ratio, long.original_length, long.attention_factor)
     largest = max(long.lambdas)
     lambda_max = chosen.lambda_max if chosen.lambda_max is not None else max(1.0, READJUST_LAMBDA_MAX_SHARE * largest)
     methods = (
         Baseline("identity", FixedFactors(rope.identity())),
-        Baseline("present", FixedFactors(rope.policy.factors_for(window))),
+        Baseline("present", FixedFactors(schedule.factors_for(window))),
         Baseline("long", FixedFactors(long)),
     )
     space = SearchSpace(
@@ -212,9 +213,21 @@ def _readjust_window(
 
 def _present_schedule(rope: ModelRope, path: str | None) -> FactorSchedule:
     """The extended model's windows: from a factors file, or from the model itself."""
-    if path is not None:
+    if path is None:
+        schedule = rope.schedule()
+    else:
         loaded = load_factors(path)
-        loaded_reference = loaded if isinstance(loaded, RopeFactors) else loaded.reference
-        loaded_reference.check_fits(rope.rope_theta, rope.rotary_dim)
-        return loaded if isinstance(loaded, FactorSchedule) else rope.extended_by(loaded)
-    return rope.schedule()
+        reference = loaded if isinstance(loaded, RopeFactors) else loaded.reference
+        reference.check_fits(rope.rope_theta, rope.rotary_dim)
+        if reference.original_length != rope.original_length:
+            raise FactorsError(
+                f"{path}: the factors are for a model pretrained on {format_length(reference.original_length)} tokens, "
+                f"this one was on {format_length(rope.original_length)}; use factors searched on this model"
+            )
+        schedule = loaded if isinstance(loaded, FactorSchedule) else rope.extended_by(loaded)
+    if all(value == 1 for value in schedule.windows[-1].factors.lambdas):
+        raise SettingsError(
+            "the model is not extended: its RoPE is plain, so there is nothing to readjust; give the factors of its "
+            "extension by --factors, or the folder that `longrope apply` wrote"
+        )
+    return schedule
