@@ -263,10 +263,10 @@ def test_threads_and_gpus_are_those_asked_for(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7, GPU-b,-1,3")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     environment = dict(os.environ)
-    tasks = [task("threads"), task("environment:CUDA_VISIBLE_DEVICES")]
+    tasks = [task("threads"), task("threads"), task("environment:CUDA_VISIBLE_DEVICES")]
     with LocalPool(ScriptedFactory(tmp_path), 1, threads=2, gpus_per_worker=2) as pool:
-        threads, devices = (result for _, result in pool.run(tasks))
-    assert threads == BlockScore((2.0, 2.0, 2.0), 256, 0.0)
+        first, second, devices = (result for _, result in pool.run(tasks))
+    assert first == second == BlockScore((2.0, 2.0, 2.0), 256, 0.0)
     assert isinstance(devices, BlockScore)
     assert "".join(map(chr, map(int, devices.nll))) == "7,GPU-b"
     assert dict(os.environ) == environment
