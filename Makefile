@@ -15,7 +15,7 @@ help: ## show this list
 	@echo "Variables: PYTHON=$(PYTHON) (makes the venv)  PYTEST_ARGS=\"$(PYTEST_ARGS)\""
 
 demo: $(VENV)/.ready-demo ## extend the embedded model's window and show what it gained
-	@$(BIN)/longrope demo
+	@$(BIN)/longrope demo --resume
 
 # One thread a process: pytest-xdist fills the cores.
 test: $(VENV)/.ready-test ## run the tests; PYTEST_ARGS="tests/rope -k yarn" runs a part
@@ -43,7 +43,7 @@ wheel-check: $(VENV)/.ready-test ## build the wheel from the sdist, install it a
 clean: ## remove the venv and what was built
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/.ready-demo: EXTRAS := search,report
+$(VENV)/.ready-demo: EXTRAS := report
 $(VENV)/.ready-test: EXTRAS := search,report,data,dev
 $(VENV)/.ready-%: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing longrope[$(EXTRAS)] into $(VENV) (the first time takes minutes: PyTorch is large)"

@@ -33,7 +33,8 @@ DataConfig = Annotated[
     str | None, typer.Option("--config", help="Configuration of a Hugging Face dataset.", rich_help_panel=_DATA)
 ]
 MaxDocuments = Annotated[
-    int | None, typer.Option(help="Stop reading a stream after so many documents.", rich_help_panel=_DATA)
+    int | None,
+    typer.Option(help="Stop reading after so many documents [2000 of a hub dataset].", rich_help_panel=_DATA),
 ]
 Samples = Annotated[int | None, typer.Option(help="Documents to search on [5; 3 above 512k].", rich_help_panel=_DATA)]
 HeldOut = Annotated[

@@ -34,8 +34,12 @@ def search(
     n_hat: o.NHat = None,
     lambda_max: o.LambdaMax = None,
     attention_factor: Annotated[
-        str, typer.Option(help="su, yarn, present, none or a number.", rich_help_panel="Search")
-    ] = "su",
+        str,
+        typer.Option(
+            help="su, yarn, present, none, a number, or auto: su for a plain model, present for one already scaled.",
+            rich_help_panel="Search",
+        ),
+    ] = "auto",
     workers: o.Workers = None,
     threads_per_worker: o.ThreadsPerWorker = 1,
     gpus_per_worker: o.GpusPerWorker = None,

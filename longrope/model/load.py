@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 _NEEDED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
+_FOREIGN = ["consolidated*", "*/*"]  # the same weights once more, in the form of other programs
 _CHUNK = 1 << 16
 _CHUNKS = 64
 
@@ -56,7 +58,9 @@ class ModelSource:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
-            return Path(snapshot_download(self.name, revision=self.revision, allow_patterns=_NEEDED))
+            return Path(
+                snapshot_download(self.name, revision=self.revision, allow_patterns=_NEEDED, ignore_patterns=_FOREIGN)
+            )
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise UnsupportedModelError(
                 f"model {self.name!r} is neither a folder nor reachable on the hub ({_reason(error)})"
@@ -102,9 +106,13 @@ class ModelSource:
         folder = self.folder()
         if self.device == "auto" and find_spec("accelerate") is None:
             raise SettingsError("several GPUs for each evaluator need accelerate; run `pip install accelerate`")
-        placement = {"device_map": "auto"} if self.device == "auto" else {}
+        placement: dict[str, Any] = {}
+        if self.device == "auto":
+            placement = {"device_map": "auto"}
+        elif self.device != "cpu" and find_spec("accelerate") is not None:
+            placement = {"device_map": {"": self.device}}  # never the whole model in the memory of the host
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=self.load_config(),
                 dtype=DTYPES[self.dtype],
@@ -118,6 +126,7 @@ class ModelSource:
             raise SettingsError(f"attention {self.attention!r} cannot be used: {_reason(error)}") from None
         except (ValueError, KeyError, OSError, RuntimeError, SafetensorError) as error:
             raise UnsupportedModelError(f"the weights in {folder} cannot be loaded: {_reason(error)}") from None
+        model, report = loaded  # as output_loading_info has it
         if report["missing_keys"]:  # transformers would go on with random ones
             missing = sorted(report["missing_keys"])
             raise UnsupportedModelError(
@@ -151,6 +160,8 @@ def resolve_source(
         SettingsError: for an unknown dtype, device or attention.
     """
     if device == "auto":
+        if elsewhere and not torch.cuda.is_available():
+            raise SettingsError("this machine has no GPU and the cluster may have; say --device cuda or --device cpu")
         device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = _device_kind(device, elsewhere)
     if dtype == "auto":
@@ -164,8 +175,16 @@ def resolve_source(
         raise SettingsError(f"attention {attention!r} is not known; use {', '.join(ATTENTION)}")
     if attention.startswith("flash") and (kind == "cpu" or dtype == "float32"):
         raise SettingsError(f"attention {attention!r} needs a GPU and bfloat16 or float16; use sdpa")
+    if device.startswith("cuda:"):
+        raise SettingsError(
+            f"device {device!r} names one GPU, but evaluators get theirs by number; choose GPUs by CUDA_VISIBLE_DEVICES"
+        )
+    if kind == "cuda" and gpus_per_worker == 0:
+        raise SettingsError("0 GPUs for each evaluator and device cuda contradict each other; add --device cpu")
     if kind == "cuda" and gpus_per_worker > 1:
         device = "auto"
+    if elsewhere and Path(name).is_dir():
+        name = str(Path(name).resolve())  # evaluators on a cluster run in folders of their own
     source = ModelSource(name, revision, dtype, device, attention, trust_remote_code)
     folder = source.folder()
     if not Path(name).is_dir() and folder.parent.name == "snapshots":
@@ -182,7 +201,7 @@ def fingerprint(folder: Path) -> str:
     Raises:
         UnsupportedModelError: if there are no safetensors files.
     """
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated"))
     if not weights:
         raise UnsupportedModelError(f"{folder} holds no *.safetensors weights; convert the model to safetensors first")
     digest = hashlib.sha256()
@@ -204,7 +223,7 @@ def fingerprint(folder: Path) -> str:
 def _device_kind(device: str, elsewhere: bool) -> str:
     """``cuda`` of ``cuda:1``; raises SettingsError unless torch has that device here, or it is on other machines."""
     kind, _, index = device.partition(":")
-    available = {
+    available: dict[str, Callable[[], bool]] = {
         "cpu": lambda: True,
         "cuda": torch.cuda.is_available,
         "mps": torch.backends.mps.is_available,

@@ -59,6 +59,11 @@ class ModelRope:
         """Rotated dimensions of a head."""
         return self.policy.reference.rotary_dim
 
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the model has left plain RoPE already."""
+        return self.present.lambdas != self.identity().lambdas or self.present.attention_factor != 1.0
+
     def identity(self) -> RopeFactors:
         """Plain RoPE for this model: every lambda 1."""
         return RopeFactors.identity(self.rope_theta, self.rotary_dim, self.original_length)

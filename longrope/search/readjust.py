@@ -117,7 +117,7 @@ def readjust(settings: ReadjustSettings, progress: Progress | None = None) -> Re
                 f"window {format_length(window)} is not shorter than the present window of "
                 f"{format_length(long.max_length)}; use `longrope search` to extend it"
             )
-    drawn = [open_samples(settings.data, model.tokenizer, window, settings.seed) for window in windows]
+    drawn = [open_samples(settings.data, model.tokenizer, window, settings.seed, progress) for window in windows]
 
     reports = []
     for window, samples in zip(windows, drawn, strict=True):

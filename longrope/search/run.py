@@ -33,6 +33,9 @@ FACTORS_FILE = "factors.json"
 RUN_FILE = "run.json"
 WINDOW_JOURNALS = f"window-*/{JOURNAL_FILE}"
 TABLE_FILE = "results.csv"
+NOTED_DOCUMENTS = 1000
+STREAM_DOCUMENTS = 2000
+"""Documents of a hub dataset to read when no number is given: enough to draw from, and hours less than all."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def open_model(name: str, execution: ExecutionSettings, revision: str | None = N
         attention=execution.attention,
         trust_remote_code=execution.trust_remote_code,
         revision=revision,
-        gpus_per_worker=execution.gpus_per_worker or 0,
+        gpus_per_worker=1 if execution.gpus_per_worker is None else execution.gpus_per_worker,
         elsewhere=execution.ray_address is not None,
     )
     folder = source.folder()
@@ -73,7 +76,7 @@ def open_model(name: str, execution: ExecutionSettings, revision: str | None = N
     return LoadedModel(source, rope, source.load_tokenizer(), fingerprint(folder), config)
 
 
-def open_samples(data: DataSettings, tokenizer: Any, length: int, seed: int) -> SampleSet:
+def open_samples(data: DataSettings, tokenizer: Any, length: int, seed: int, progress: Progress) -> SampleSet:
     """Draw the search and held-out samples of a run."""
     documents = read_documents(
         data.source, field=data.field, split=data.split, revision=data.revision, config=data.config, seed=seed
@@ -86,7 +89,8 @@ def open_samples(data: DataSettings, tokenizer: Any, length: int, seed: int) -> 
         data.held_out,
         seed,
         concatenate=data.concatenate,
-        max_documents=data.max_documents,
+        max_documents=data.max_documents or (None if Path(data.source).exists() else STREAM_DOCUMENTS),
+        progress=lambda read: progress.note(f"{read} documents read") if read % NOTED_DOCUMENTS == 0 else None,
     )
 
 
@@ -132,7 +136,7 @@ def open_scorer(
             model.source, model.rope.policy.reference, {sample.digest: sample.tokens for sample in every}
         )
         started = time.perf_counter()
-        with make_pool(factory, execution, model.source.device != "cpu", progress) as pool:
+        with make_pool(factory, execution, model.source.device in ("cuda", "auto"), progress) as pool:
             scorer = Scorer(pool, journal, progress)
             yield scorer
             workers = pool.workers

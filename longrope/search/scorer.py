@@ -35,6 +35,8 @@ class Scorer:
                     self._known[task] = BlockScore(tuple(event["nll"]), event["tokens"], event["seconds"])
                 else:
                     self._known[task] = Failure(event["reason"])
+        if not any(isinstance(result, BlockScore) for result in self._known.values()):
+            self._known.clear()  # what stopped everything may be mended by now: try again
 
     @property
     def workers(self) -> int:

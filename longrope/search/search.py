@@ -83,7 +83,7 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
             f"{format_length(rope.window)}; give a longer one, or use `longrope readjust` for short windows"
         )
     check_attention_span(model.config, target)
-    samples = open_samples(settings.data, model.tokenizer, target, settings.seed)
+    samples = open_samples(settings.data, model.tokenizer, target, settings.seed, progress)
     problem = search_problem(model, settings, samples=samples)
     sizes = settings.algorithm.genetic(target)
     decisive = {
@@ -127,9 +127,13 @@ def search_problem(model: LoadedModel, settings: SearchSettings, **fields: Any) 
     """The paper's search space and seeds for this model and target."""
     rope, target, chosen = model.rope, settings.target_length, settings.algorithm
     ratio = target / rope.original_length
-    attention_factor = resolve(chosen.attention_factor, ratio, rope.original_length, rope.present.attention_factor)
-    present_max = max(rope.present.lambdas)
-    lambda_max = chosen.lambda_max if chosen.lambda_max is not None else max(LAMBDA_MAX_RATIO * ratio, present_max)
+    rule = chosen.attention_factor
+    if rule == "auto":
+        rule = "present" if rope.is_scaled else "su"
+    attention_factor = resolve(rule, ratio, rope.original_length, rope.present.attention_factor)
+    # A model may be scaled by another factor than its lengths say; its seeds must have room all the same.
+    reached = max(rope.present.lambdas) * target / rope.window
+    lambda_max = chosen.lambda_max if chosen.lambda_max is not None else LAMBDA_MAX_RATIO * max(ratio, reached)
     space = SearchSpace(
         pairs=rope.rotary_dim // 2,
         lambda_min=min(1.0, *rope.present.lambdas),

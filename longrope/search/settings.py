@@ -24,7 +24,7 @@ class DataSettings:
         samples: documents that score candidates; 5, or 3 above 512k tokens, as in the paper, when not given.
         held_out: other documents, scored at the end only; 0 for none.
         concatenate: join documents instead of asking for long ones.
-        max_documents: stop reading a stream after that many documents.
+        max_documents: stop reading after that many documents; 2000 of a hub dataset when not given.
     """
 
     source: str
@@ -57,7 +57,7 @@ class ExecutionSettings:
         threads_per_worker: CPU threads of each evaluator; fixed, because it can change the last bits of a score.
         gpus_per_worker: whole, several (the model is spread over them) or a fraction (evaluators share one).
         executor: ``local`` or ``ray``.
-        ray_address: an existing cluster, ``auto`` or ``ray://host:port``.
+        ray_address: an existing cluster, ``auto`` or ``ray://host:port``; RAY_ADDRESS when not given.
     """
 
     workers: int | None = None
@@ -75,6 +75,8 @@ class ExecutionSettings:
             raise SettingsError(f"executor {self.executor!r} is not known; use {' or '.join(EXECUTORS)}")
         if self.ray_address is not None and self.executor != "ray":
             raise SettingsError("a ray address was given for the local executor; add --executor ray")
+        if self.executor == "ray" and self.ray_address is None:  # as Ray itself would
+            object.__setattr__(self, "ray_address", os.environ.get("RAY_ADDRESS") or None)
         if self.workers is not None and self.workers < 1:
             raise SettingsError(f"workers is {self.workers}; give at least 1")
         if self.threads_per_worker < 1:
@@ -110,7 +112,8 @@ class AlgorithmSettings:
         max_evaluations: candidates scored at most.
         n_hat: choices of the start-token threshold.
         lambda_max: largest lambda; 1.25 times target over original length when not given.
-        attention_factor: ``su``, ``yarn``, ``present``, ``none`` or a number.
+        attention_factor: ``su``, ``yarn``, ``present``, ``none``, a number, or ``auto``: ``su`` for a plain model and
+            ``present`` for one that is scaled already, which may have been trained with it.
     """
 
     algorithm: str = "paper"
@@ -123,7 +126,7 @@ class AlgorithmSettings:
     max_evaluations: int | None = None
     n_hat: tuple[int, ...] = PAPER_N_HAT
     lambda_max: float | None = None
-    attention_factor: str | float = "su"
+    attention_factor: str | float = "auto"
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:

@@ -122,14 +122,18 @@ def solve(
 
 
 def predicted_cost(problem: Problem, scorer: Scorer, candidate: Candidate, planned: int) -> str:
-    """What the run will take, from one evaluation that the search needs anyway."""
+    """What the run will take, from one evaluation that the search needs anyway.
+
+    Raises:
+        RunFailedError: if that evaluation fails: a model that does not fit would fail in every other one, too.
+    """
     task = Task(candidate, problem.samples.search[0].digest)
     result = scorer.score([task])[task]
     searching = planned * len(problem.samples.search)
     comparing = len(problem.methods) * (len(problem.samples.search) + len(problem.samples.held_out))
     text = f"{searching} evaluations to search and about {comparing} to compare, on {scorer.workers} worker(s)"
     if isinstance(result, Failure):
-        return f"{text}; the first one failed: {result.reason}"
+        raise RunFailedError(f"the first evaluation failed, so the search was not begun: {result.reason}")
     seconds = (searching + comparing) * result.seconds / scorer.workers
     return f"{text}, {result.seconds:.2f} s for the first: about {describe_duration(seconds)}"
 
