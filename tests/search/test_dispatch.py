@@ -27,9 +27,18 @@ def score(number: int) -> BlockScore:
 
 
 class SimulatedPool(WorkerPool):
-    """Does task ``number`` as ``plans[number]`` says, attempt by attempt; ``draw`` decides who speaks next."""
+    """Does task ``number`` as ``plans[number]`` says, attempt by attempt.
 
-    def __init__(self, workers: int, plans: list[list[str]], draw: st.DataObject, starts: list[Reply] | None = None):
+    ``draw`` decides who speaks next; without it all do.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        plans: list[list[str]],
+        draw: st.DataObject | None = None,
+        starts: list[Reply] | None = None,
+    ) -> None:
         self.events: list[str] = []
         super().__init__(workers, 1, 0.0, ATTEMPTS, self.events.append)
         self.plans, self.draw = plans, draw
@@ -57,7 +66,9 @@ class SimulatedPool(WorkerPool):
 
     def _wait(self) -> list[tuple[int, Reply]]:
         assert self.doing, "waits for workers of which none has anything to do: would hang"
-        speakers = self.draw.draw(st.sets(st.sampled_from(sorted(self.doing)), min_size=1))
+        speakers = sorted(self.doing)
+        if self.draw is not None:
+            speakers = sorted(self.draw.draw(st.sets(st.sampled_from(speakers), min_size=1)))
         replies = [(worker, self.doing.pop(worker)) for worker in speakers]
         self.alive -= {worker for worker, reply in replies if isinstance(reply, Died | NotLoaded)}
         return replies
@@ -99,6 +110,14 @@ def test_a_run_may_follow_one_that_was_closed(
         run.close()
         last = [len(plans), len(plans) + 1]
         assert dict(pool.run(map(task, last))) == {task(number): score(number) for number in last}
+
+
+def test_a_run_closed_while_a_task_waits_for_another_attempt_forgets_it() -> None:
+    with SimulatedPool(3, [["die"], ["die"], [], []]) as pool:
+        run = pool.run(map(task, range(3)))
+        assert next(run) == (task(2), score(2))  # its worker has taken one of the others, the second waits
+        run.close()
+        assert list(pool.run([task(3)])) == [(task(3), score(3))]
 
 
 @settings(max_examples=50, deadline=None)
