@@ -31,18 +31,17 @@ class Attachment:
     """
 
     def __init__(self, model: Any, policy: RopePolicy, mode: Mode = "exact") -> None:
-        if isinstance(getattr(architecture_for(model.config).rotary_of(model), "attachment", None), Attachment):
-            raise SettingsError("the model already has a policy attached; detach it first")
         self.policy = policy
         self._model = model
         self._architecture: Architecture = architecture_for(model.config)
         self._original = self._architecture.rotary_of(model)
+        if isinstance(self._original, RotaryEmbedding):
+            raise SettingsError("the model already has a policy attached; detach it first")
         rope = read_rope(model.config)
         policy.reference.check_fits(rope.rope_theta, rope.rotary_dim)
         # Only a model with the same frequencies at every length has frequencies of its own to hand over.
         native = (rope.present, self._original.inv_freq) if isinstance(rope.policy, FixedFactors) else None
         self.rotary = RotaryEmbedding(mode=mode, native=native)
-        self.rotary.attachment = self
         self._length: int | None = None
         self._rows: tuple[RopeFactors, ...] | None = None
         self._architecture.set_rotary(model, self.rotary)

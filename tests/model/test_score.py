@@ -171,6 +171,14 @@ def test_half_precision_is_near_float32(make_tiny_model, tmp_path, dtype, tolera
     assert not np.array_equal(half, full)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_losses_of_half_precision_logits_are_taken_in_float32(make_tiny_model, tmp_path, dtype):
+    make_tiny_model().save_pretrained(tmp_path)
+    model = ModelSource(str(tmp_path), dtype=dtype).load_model()
+    ids = random_ids(200)
+    assert ours(model, ids, PLAIN) == pytest.approx(theirs(model, ids), rel=1e-5)
+
+
 def test_model_is_given_back(make_tiny_model):
     model = make_tiny_model()
     ids = random_ids(100)
