@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from longrope import __version__
 from longrope.cli.apply import apply
@@ -16,8 +17,21 @@ from longrope.cli.search import search
 from longrope.cli.show import show
 from longrope.exceptions import InvalidInputError, LongRopeError
 
+
+class _Commands(TyperGroup):
+    """The subcommands; Ctrl-C is answered here, before typer makes of it what its version sees fit."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("interrupted; a search or readjustment goes on with --resume", file=sys.stderr)
+            sys.exit(130)
+
+
 app = typer.Typer(
     name="longrope",
+    cls=_Commands,
     help="Extend the context window of RoPE language models the LongRoPE way.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -26,9 +40,17 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"longrope {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
     """Extend the context window of RoPE language models the LongRoPE way."""
@@ -40,26 +62,15 @@ for command in (search, readjust, show, apply, demo):
 
 def main() -> None:
     """Run the command line: exit code 2 for bad input, 1 for a failed run, 130 for Ctrl-C."""
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["--version"]:
-        print(f"longrope {__version__}")
-        return
-    debug = "--debug" in arguments
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # wherever it stands
+    debug = len(arguments) < len(sys.argv) - 1
     try:
-        app()
-    except LongRopeError as error:
+        app(args=arguments)
+    except (LongRopeError, OSError) as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InvalidInputError) else 1)
-    except OSError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; what was evaluated is kept, go on with --resume", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

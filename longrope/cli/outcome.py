@@ -153,6 +153,8 @@ def _describe(difference: PairedDifference) -> str:
 
 
 def _cell(value: object) -> str:
+    if value is None:  # JSON's nan
+        return "-"
     if isinstance(value, float):
         return "-" if math.isnan(value) else ("failed" if math.isinf(value) else f"{value:.4f}")
     return str(value)
