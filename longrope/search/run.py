@@ -81,6 +81,9 @@ def open_samples(data: DataSettings, tokenizer: Any, length: int, seed: int, pro
     documents = read_documents(
         data.source, field=data.field, split=data.split, revision=data.revision, config=data.config, seed=seed
     )
+    most = data.max_documents
+    if most is None and not Path(data.source).exists():
+        most = STREAM_DOCUMENTS
     return draw_samples(
         documents,
         tokenizer,
@@ -89,7 +92,7 @@ def open_samples(data: DataSettings, tokenizer: Any, length: int, seed: int, pro
         data.held_out,
         seed,
         concatenate=data.concatenate,
-        max_documents=data.max_documents or (None if Path(data.source).exists() else STREAM_DOCUMENTS),
+        max_documents=most,
         progress=lambda read: progress.note(f"{read} documents read") if read % NOTED_DOCUMENTS == 0 else None,
     )
 
