@@ -31,7 +31,8 @@ class ConsoleProgress(Progress):
             disable=not self._console.is_terminal,
         )
         self._task = None if not self._console.is_terminal else self._bars.add_task("", visible=False, status="")
-        self._phase, self._status, self._total = "", "", None
+        self._phase, self._status = "", ""
+        self._total: int | None = None
         self._done, self._started, self._spoken = 0, 0.0, 0.0
 
     def __enter__(self) -> ConsoleProgress:

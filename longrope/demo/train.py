@@ -130,7 +130,7 @@ def _held_out_loss(model: LlamaForCausalLM, rows: torch.Tensor, device: str) -> 
     model.eval()
     losses = [model(input_ids=part, labels=part).loss.item() for part in rows.to(device).split(16)]
     model.train()
-    return sum(losses) / len(losses)
+    return float(sum(losses) / len(losses))
 
 
 def _save(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -167,7 +167,8 @@ def train(
     held_out_rows = torch.tensor([row for row in held_out if len(row) == settings.window])
 
     torch.manual_seed(settings.seed)
-    model = LlamaForCausalLM(model_config(settings.vocabulary, settings.window)).to(device)
+    model = LlamaForCausalLM(model_config(settings.vocabulary, settings.window))
+    model.to(torch.device(device))  # type: ignore[arg-type]
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
