@@ -122,11 +122,6 @@ def readjust(settings: ReadjustSettings, progress: Progress | None = None) -> Re
     reports = []
     for window, samples in zip(windows, drawn, strict=True):
         problem = readjust_problem(model.rope, schedule, window, settings.algorithm, samples=samples)
-        progress.note(
-            f"window {format_length(window)}: lambda up to {problem.space.lambda_max:g} "
-            f"(the long factors reach {max(long.factors.lambdas):g})"
-        )
-        announce(model, samples, window, progress)
         report = _readjust_window(model, long, problem, settings, folder / f"window-{format_length(window)}", progress)
         schedule = schedule.with_window(report.factors, window)
         reports.append(report)
@@ -192,6 +187,11 @@ def _readjust_window(
     with open_scorer(
         folder, decisive, model, problem.samples, problem.lengths, settings.execution, settings.resume, progress
     ) as scorer:
+        progress.note(
+            f"window {format_length(problem.length)}: lambda up to {problem.space.lambda_max:g} "
+            f"(the long factors reach {max(long.factors.lambdas):g})"
+        )
+        announce(model, problem.samples, problem.length, progress)
         algorithm = GeneticSearch(problem.space, problem.seeds, sizes, settings.seed)
         solution = solve(problem, algorithm, scorer, planned(sizes), progress)
     provenance = {

@@ -96,10 +96,10 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
         "samples": sample_digests(samples),
         **numeric_settings(model, settings.execution),
     }
-    announce(model, samples, target, progress)
     with open_scorer(
         folder, decisive, model, samples, problem.lengths, settings.execution, settings.resume, progress
     ) as scorer:
+        announce(model, samples, target, progress)
         solution = solve(
             problem, GeneticSearch(problem.space, problem.seeds, sizes, settings.seed), scorer, planned(sizes), progress
         )
