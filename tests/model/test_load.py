@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from model_cases import logits_of, random_ids
 from safetensors.torch import load_file, save_file
 
@@ -170,9 +171,9 @@ def test_dtype_by_either_name(folder, given, dtype):
     [
         ({"dtype": "int8"}, "dtype 'int8' is not known"),
         ({"device": "tpu"}, "device 'tpu' is not known"),
-        ({"device": "cuda:one"}, "device 'cuda:one' is not known"),
         ({"device": "cuda"}, "torch sees no such device"),
-        ({"device": "cuda:1"}, "torch sees no such device"),
+        ({"device": "cuda:1"}, "choose GPUs by CUDA_VISIBLE_DEVICES"),
+        ({"device": "mps:0"}, "device 'mps:0' is not known; use auto, cpu, cuda"),
         ({"attention": "fast"}, "attention 'fast' is not known; use sdpa"),
         ({"attention": "flash_attention_2"}, "needs a GPU"),
     ],
@@ -182,30 +183,40 @@ def test_settings_that_cannot_be_met_are_refused(folder, monkeypatch, settings, 
     assert_refused(lambda: resolve_source(str(folder), **settings), message, SettingsError)
 
 
-def test_settings_that_one_gpu_cannot_meet_are_refused(folder, monkeypatch):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": "fp32", "attention": "flash_attention_2"}, "bfloat16 or float16"),
+        ({"dtype": "bf16", "gpus_per_worker": 0}, "contradict each other"),
+    ],
+)
+def test_settings_that_a_gpu_cannot_meet_are_refused(folder, monkeypatch, settings, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert resolve_source(str(folder), dtype="bf16", device="cuda:0").device == "cuda:0"
-    for settings, message in (
-        ({"device": "cuda:1", "dtype": "bf16"}, "torch sees 1 GPUs only"),
-        ({"device": "cuda", "dtype": "fp32", "attention": "flash_attention_2"}, "bfloat16 or float16"),
-    ):
-        assert_refused(lambda settings=settings: resolve_source(str(folder), **settings), message, SettingsError)
+    assert_refused(lambda: resolve_source(str(folder), device="cuda", **settings), message, SettingsError)
 
 
 def test_gpus_of_other_machines_need_not_be_here(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_source(str(folder), device="cuda", elsewhere=True).dtype == "bfloat16"
-    with pytest.raises(SettingsError, match="not known"):
-        resolve_source(str(folder), device="tpu", elsewhere=True)
+    for device, message in (("tpu", "not known"), ("auto", "say --device cuda or --device cpu")):
+        with pytest.raises(SettingsError, match=message):
+            resolve_source(str(folder), device=device, elsewhere=True)
+
+
+def test_folder_is_found_from_any_other_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert resolve_source("model", device="cpu", elsewhere=True).name == str(folder)
+    assert resolve_source("model", device="cpu").name == "model"
 
 
 def test_hub_model_is_pinned_to_its_commit(folder, monkeypatch):
     asked = []
 
-    def snapshot_download(name, revision, allow_patterns):
+    def snapshot_download(name, revision, allow_patterns, ignore_patterns):
         asked.append((name, revision))
-        assert not any("bin" in pattern for pattern in allow_patterns)
+        files = ["model.safetensors", "config.json", "pytorch_model.bin", "consolidated.safetensors", "onnx/a.json"]
+        wanted = filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        assert list(wanted) == ["model.safetensors", "config.json"]
         return shutil.copytree(folder, folder.parent / "snapshots" / "0123abc", dirs_exist_ok=True)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)

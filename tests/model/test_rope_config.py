@@ -171,6 +171,19 @@ def test_factors_join_the_present_windows(target, windows):
     assert all(window in extended.windows for window in rope.policy.windows if window.max_length != target)
 
 
+@pytest.mark.parametrize(
+    ("rope", "scaled"),
+    [
+        ({}, False),
+        (longrope(), True),
+        ({"rope_type": "linear", "factor": 4.0}, True),
+        (longrope(long_factor=[1] * 8), True),
+    ],
+)
+def test_scaled_models_are_known(rope, scaled):
+    assert read_rope(config_for(longest=256, rope=rope)).is_scaled == scaled
+
+
 def test_factors_on_top_of_a_fixed_scaling():
     rope = read_rope(config_for(longest=256, rope={"rope_type": "llama3", **SCALED["llama3"]}))
     factors = PLAIN.replace(lambdas=(9,) * 8, target_length=1024)
