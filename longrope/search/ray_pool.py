@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ from longrope.search.worker import Died, NotLoaded, Raised, Reply, Worker, one_l
 
 OBJECT_STORE_BYTES = 200_000_000  # of a Ray started here; the factory is all it holds, and larger ones spill to disk
 PATIENCE_SECONDS = 300.0  # without any node for an evaluator, after which a run ends that had some before
+KNOCK_SECONDS = 10.0  # for a cluster to accept a connection
 LOOK_SECONDS = 10.0  # between looks at the cluster while nothing happens
 
 
@@ -24,7 +27,7 @@ class RayPool(WorkerPool):
     Connects to the cluster at ``address`` ("auto", "host:port", "ray://host:port") or in RAY_ADDRESS; longrope, the
     model and whatever the factory imports must be installed on every node of it. Otherwise uses the Ray that this
     process has initialised, or starts one here that ends with the pool. Evaluators that find no room wait for it:
-    nodes that join later are used.
+    nodes that join later are used. A cluster with token authentication needs RAY_AUTH_MODE=token set here.
 
     Args:
         workers: evaluators; None for as many as the cluster has room for when the pool starts.
@@ -97,20 +100,24 @@ class RayPool(WorkerPool):
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
             if self._address is not None:
+                _knock(self._address)
                 self._ray.init(address=self._address, **quiet)
             else:
                 # "local": never a cluster that happens to run here. As many CPUs as the evaluators asked for, be they
                 # more or fewer than the machine has: Ray's CPUs are only a count, and LocalPool would start them too.
                 self._ray.init(
                     address="local",
-                    num_cpus=self.workers * self._threads,
+                    num_cpus=None if self._fill_the_cluster else self.workers * self._threads,
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
                     **quiet,
                 )
         except Exception as error:  # Ray raises anything here, also plain Exception
             where = f"reach Ray at {self._address}" if self._address is not None else "start Ray"
-            raise WorkerError(f"cannot {where}: {one_line(error)}") from error
+            # Ray hides this behind a plain ConnectionError; with an explicit address it uses no token unless told to.
+            unknown = "AuthenticationError" in "".join(traceback.format_exception(error))
+            hint = "; the cluster asks for a token, set RAY_AUTH_MODE=token" if unknown else ""
+            raise WorkerError(f"cannot {where}: {one_line(error)}{hint}") from error
         self._initialised_here = True
 
     def _start_worker(self, worker: int) -> None:
@@ -122,12 +129,12 @@ class RayPool(WorkerPool):
 
     def _wait(self) -> list[tuple[int, Reply]]:
         owners = {reference: worker for worker, reference in self._pending.items()}
-        while True:
-            ready, _ = self._ray.wait(list(owners), num_returns=1, timeout=LOOK_SECONDS)
-            if ready:
-                self._no_room_since = None
-                return [(owners[ready[0]], self._hear(owners[ready[0]]))]
-            self._check_room()
+        ready, _ = self._ray.wait(list(owners), num_returns=1, timeout=LOOK_SECONDS)
+        if ready:
+            self._no_room_since = None
+            return [(owners[ready[0]], self._hear(owners[ready[0]]))]
+        self._check_room()
+        return []
 
     def _hear(self, worker: int) -> Reply:
         """The answer of a worker that is done, or that it is gone."""
@@ -140,10 +147,10 @@ class RayPool(WorkerPool):
         except self._ray.exceptions.RayError as error:
             reply = Died(_cause_of_death(error))
         if isinstance(reply, Died | NotLoaded):
-            self._kill(worker)
+            self._stop_worker(worker)
         return reply
 
-    def _kill(self, worker: int) -> None:
+    def _stop_worker(self, worker: int) -> None:
         self._ray.kill(self._actors.pop(worker))
 
     def _check_room(self) -> None:
@@ -177,11 +184,18 @@ class RayPool(WorkerPool):
     def _shut(self) -> None:
         if self._ray.is_initialized():
             for worker in list(self._actors):
-                self._kill(worker)
+                self._stop_worker(worker)
         self._pending.clear()
         self._factory_reference = self._actor_class = None
         if self._initialised_here:
             self._ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Fail at once where nobody listens; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
 
 
 def _cause_of_death(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import types
 from collections.abc import Iterator
@@ -146,16 +147,35 @@ def test_evaluators_that_fit_on_no_node_are_refused(cluster: None, tmp_path: Pat
         RayPool(ScriptedFactory(tmp_path), 1, threads=4).start()
 
 
+def test_without_a_number_evaluators_fill_the_cluster(cluster: None, tmp_path: Path) -> None:
+    with RayPool(ScriptedFactory(tmp_path), None) as pool:
+        assert pool.workers == 3
+
+
 def test_a_cluster_that_cannot_be_reached_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(**arguments: object) -> None:
-        assert arguments["address"] == "ray://nowhere:1"
-        raise ConnectionError("no answer\nsecond line")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # a port on which nobody listens
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        pool = RayPool(ScriptedFactory(tmp_path), 1, address=address)
+        with pytest.raises(WorkerError, match=f"^cannot reach Ray at {address}: ConnectionRefusedError: .*refused$"):
+            pool.start()
+
+
+def test_a_cluster_that_wants_a_token_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**arguments: object) -> None:
+        assert arguments["address"] == "auto"
+        try:
+            raise ray.exceptions.AuthenticationError("no token")
+        except ray.exceptions.AuthenticationError as error:
+            raise ConnectionError("failed\nsecond line") from error
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", unreachable)
-    pool = RayPool(ScriptedFactory(tmp_path), 1, address="ray://nowhere:1")
-    with pytest.raises(WorkerError, match=r"^cannot reach Ray at ray://nowhere:1: ConnectionError: no answer$"):
-        pool.start()
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(
+        WorkerError, match=r"^cannot reach Ray at auto: ConnectionError: failed; .*RAY_AUTH_MODE=token$"
+    ):
+        RayPool(ScriptedFactory(tmp_path), 1, address="auto").start()
 
 
 def test_without_ray_the_message_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
