@@ -6,31 +6,37 @@ import logging
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from longrope.exceptions import SettingsError, WorkerError
 from longrope.search.evaluation import BlockScore, EvaluationPool, Failure, Task
 from longrope.search.worker import Died, NotLoaded, Raised, Ready, Reply
 
-STARTS = 3  # times in a row that a worker may fail to start before the run ends
+STARTS = 3  # times in a row that a worker may fail to start before it is given up
 
 _logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     task: Task
     attempts: int = 0
+    failed_on: set[int] = field(default_factory=set)  # numbers of the workers
 
 
 @dataclass
 class _Slot:
-    """The driver's view of one worker. Busy without a job: it works on what nobody waits for any more."""
+    """The driver's view of one worker and its replacements.
+
+    Busy without a job: it works on what nobody waits for any more. Not ready: it starts, or has failed to.
+    """
 
     ready: bool = False
     busy: bool = False
     job: _Job | None = None
     failed_starts: int = 0  # since its last reply to a task
+    postponed: bool = False  # has failed to start, and tries again once any worker has started
+    given_up: bool = False
 
 
 class WorkerPool(EvaluationPool):
@@ -39,6 +45,9 @@ class WorkerPool(EvaluationPool):
     A worker has one task at a time and gets the next as soon as its result is there, before that result is yielded:
     so it works while the caller digests the result. Queueing a second task at each worker would save only the
     round trip (0.2 ms locally, 2 ms with Ray) and cost idle workers at the end of a batch.
+
+    A task that failed is tried on other workers first, and a worker that raised is replaced: after a CUDA error or
+    without memory it would fail whatever else it is given, and fast, so that most tasks would end there.
 
     Args:
         workers: evaluators to run at the same time.
@@ -84,6 +93,10 @@ class WorkerPool(EvaluationPool):
         """Begin to start a worker, in the place of the one of that number if there was one; do not wait for it."""
 
     @abstractmethod
+    def _stop_worker(self, worker: int) -> None:
+        """End a living and idle worker, to be replaced."""
+
+    @abstractmethod
     def _submit(self, worker: int, task: Task) -> None:
         """Give a ready and idle worker a task. If it has died, ``_wait`` says so later."""
 
@@ -91,6 +104,7 @@ class WorkerPool(EvaluationPool):
     def _wait(self) -> list[tuple[int, Reply]]:
         """Wait until a worker has something to say, and return that: at most one reply per worker.
 
+        Nothing after a while in vain, if workers that start may have to wait for room without end.
         ``Died`` and ``NotLoaded`` are a worker's last words: the subclass has cleaned up behind it.
         """
 
@@ -127,9 +141,10 @@ class WorkerPool(EvaluationPool):
                 if not any(slot.job for slot in self._slots) and not self._has_more(source):
                     return
                 finished: list[tuple[Task, BlockScore | Failure]] = []
-                for worker, reply in self._wait():
+                replies = self._wait()
+                for worker, reply in replies:
                     finished += self._receive(worker, reply)
-                self._hand_out(source)
+                self._hand_out(source, patient=bool(replies))
                 for result in finished:
                     yield result
                     if self._closed:
@@ -140,25 +155,42 @@ class WorkerPool(EvaluationPool):
             for slot in self._slots:
                 slot.job = None
 
-    def _hand_out(self, source: Iterator[Task]) -> None:
+    def _hand_out(self, source: Iterator[Task], patient: bool = True) -> None:
         for worker, slot in enumerate(self._slots):
-            if slot.ready and not slot.busy and self._has_more(source):
-                slot.job = self._waiting.popleft()
-                slot.job.attempts += 1
-                slot.busy = True
-                self._submit(worker, slot.job.task)
+            if slot.ready and not slot.busy and (job := self._next_job(worker, source, patient)):
+                job.attempts += 1
+                slot.job, slot.busy = job, True
+                self._submit(worker, job.task)
+
+    def _next_job(self, worker: int, source: Iterator[Task], patient: bool) -> _Job | None:
+        for job in self._waiting:
+            if worker not in job.failed_on or not self._others_for(job, patient):
+                self._waiting.remove(job)
+                return job
+        return next(map(_Job, source), None)
+
+    def _others_for(self, job: _Job, patient: bool) -> bool:
+        """Whether to wait for a worker on which a job has not failed yet; only the patient count those that start."""
+        return any(
+            slot.ready or (patient and not slot.given_up)
+            for worker, slot in enumerate(self._slots)
+            if worker not in job.failed_on
+        )
 
     def _has_more(self, source: Iterator[Task]) -> bool:
         """Whether a job is waiting; takes the next task if none is waiting for another attempt."""
-        if not self._waiting:
-            self._waiting.extend(_Job(task) for task in _first(source))
+        if not self._waiting and (job := next(map(_Job, source), None)):
+            self._waiting.append(job)
         return bool(self._waiting)
 
     def _receive(self, worker: int, reply: Reply) -> list[tuple[Task, BlockScore | Failure]]:
         """Note a reply; the result that it brings, if any."""
         slot = self._slots[worker]
+        if isinstance(reply, NotLoaded | Raised) and reply.trace:
+            _logger.debug("evaluator %d: %s", worker, reply.trace)
         if isinstance(reply, Ready):
-            slot.ready = self._any_started = True
+            slot.ready = True
+            self._start_postponed()
             return []
         if isinstance(reply, NotLoaded) or (isinstance(reply, Died) and not slot.busy):
             self._start_again(worker, reply)
@@ -166,44 +198,60 @@ class WorkerPool(EvaluationPool):
         job, slot.job, slot.busy = slot.job, None, False
         slot.failed_starts = 0
         if isinstance(reply, Died):
-            slot.ready = False
-            self._tell(f"evaluator {worker} died ({reply.reason}), replaced")
-            self._start_worker(worker)
+            self._replace(worker, f"evaluator {worker} died ({reply.reason}), replaced")
+        elif isinstance(reply, Raised) and not reply.harmless:
+            self._stop_worker(worker)
+            self._replace(worker, f"evaluator {worker} raised ({reply.reason}), replaced")
         if job is None:
             return []
         if isinstance(reply, BlockScore):
             return [(job.task, reply)]
         reason = f"the evaluator died ({reply.reason})" if isinstance(reply, Died) else reply.reason
-        if isinstance(reply, Raised) and reply.trace:
-            _logger.debug("evaluator %d: %s", worker, reply.trace)
         self._tell(
             f"attempt {job.attempts} of {self._attempts} at candidate {job.task.candidate.key}, "
             f"sample {job.task.sample[:8]} failed: {reason}"
         )
         if job.attempts < self._attempts:
+            job.failed_on.add(worker)
             self._waiting.append(job)
             return []
         return [(job.task, Failure(reason))]
 
-    def _start_again(self, worker: int, reply: NotLoaded | Died) -> None:
-        """Replace a worker that failed to start or died idle, unless that is hopeless."""
-        slot = self._slots[worker]
-        slot.failed_starts += 1
-        what = "died while idle" if slot.ready else "could not start"
-        slot.ready = False
-        if isinstance(reply, NotLoaded) and reply.trace:
-            _logger.debug("evaluator %d: %s", worker, reply.trace)
-        if not self._any_started:
-            error = reply.input_exception() if isinstance(reply, NotLoaded) else None
-            raise error or WorkerError(f"evaluator {worker} {what}: {reply.reason}")
-        if slot.failed_starts == STARTS:
-            raise WorkerError(f"evaluator {worker} {what}, {STARTS} times in a row: {reply.reason}")
-        self._tell(f"evaluator {worker} {what} ({reply.reason}), replaced")
+    def _replace(self, worker: int, event: str) -> None:
+        self._slots[worker].ready = False
+        self._tell(event)
         self._start_worker(worker)
 
+    def _start_again(self, worker: int, reply: NotLoaded | Died) -> None:
+        """Replace a worker that failed to start or died idle, unless that is hopeless.
 
-def _first(source: Iterator[Task]) -> Iterator[Task]:
-    """At most one more item."""
-    for task in source:
-        yield task
-        return
+        Before any worker has started the fault may be everybody's, so all are heard before any tries again.
+        """
+        slot = self._slots[worker]
+        slot.failed_starts += 1
+        what = f"evaluator {worker} {'died while idle' if slot.ready else 'could not start'}"
+        slot.ready = False
+        if not self._any_started:
+            slot.postponed = True
+            if all(other.postponed for other in self._slots):
+                error = reply.input_exception() if isinstance(reply, NotLoaded) else None
+                raise error or WorkerError(f"{what}: {reply.reason}")
+            self._tell(f"{what} ({reply.reason}), waiting for the others to")
+        elif slot.failed_starts < STARTS:
+            self._replace(worker, f"{what} ({reply.reason}), replaced")
+        else:
+            slot.given_up = True
+            left = sum(not other.given_up for other in self._slots)
+            if not left:
+                raise WorkerError(f"{what}, {STARTS} times in a row: {reply.reason}")
+            self.workers = left
+            self._tell(
+                f"evaluator {worker} given up after {STARTS} failed starts: {reply.reason}; going on with {left}"
+            )
+
+    def _start_postponed(self) -> None:
+        self._any_started = True
+        for worker, slot in enumerate(self._slots):
+            if slot.postponed:
+                slot.postponed = False
+                self._start_worker(worker)

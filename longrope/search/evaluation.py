@@ -71,7 +71,7 @@ class EvaluationPool(ABC):
     """Workers that evaluate tasks. A context manager: entering starts the workers, leaving stops them.
 
     Attributes:
-        workers: evaluators that work at the same time, once all have started.
+        workers: evaluators that work at the same time, once all have started; fewer when some had to be given up.
     """
 
     workers: int
@@ -85,12 +85,13 @@ class EvaluationPool(ABC):
         """Evaluate all tasks and yield each with its result as it arrives, in any order.
 
         Tasks are taken from the iterable only when a worker is free for them. A task whose evaluation raises or
-        kills its worker is tried again, on any worker, and ends as a ``Failure`` after the pool's number of attempts.
+        kills its worker is tried again, on another worker or a fresh one, and ends as a ``Failure`` after the pool's
+        number of attempts.
         The iterator may be closed early: what is under way then is dropped and the pool can run other tasks.
 
         Raises:
-            InvalidInputError: raised by the factory in the first worker, as it is.
-            WorkerError: if workers cannot be started, or no longer.
+            InvalidInputError: raised by the factory, as it is, if no worker could start.
+            WorkerError: if no worker can be started, or no longer.
         """
 
     @abstractmethod

@@ -65,6 +65,10 @@ class LocalPool(WorkerPool):
             raise WorkerError(f"evaluator {worker} could not be started: {error}") from error
         self._processes[worker] = process
 
+    def _stop_worker(self, worker: int) -> None:
+        self._processes[worker].kill()
+        self._bury(worker)
+
     def _submit(self, worker: int, task: Task) -> None:
         with suppress(OSError):
             self._connections[worker].send(task)

@@ -43,10 +43,17 @@ class NotLoaded:
 
 @dataclass(frozen=True)
 class Raised:
-    """The evaluation raised."""
+    """The evaluation raised.
+
+    Attributes:
+        reason: in one line.
+        trace: the traceback, for debugging.
+        harmless: the worker can go on: it is the numbers that were at fault.
+    """
 
     reason: str
     trace: str = ""
+    harmless: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class Worker:
             self._limit_threads()
             return self._evaluator.evaluate(task.candidate, task.sample)
         except Exception as error:
-            return Raised(one_line(error), traceback.format_exc())
+            return Raised(one_line(error), traceback.format_exc(), harmless=isinstance(error, ArithmeticError))
 
     def _limit_threads(self) -> None:
         torch = sys.modules.get("torch")

@@ -55,6 +55,11 @@ class SimulatedPool(WorkerPool):
         self.alive.add(worker)
         self.doing[worker] = self.starts.pop(0) if self.starts else Ready()
 
+    def _stop_worker(self, worker: int) -> None:
+        assert worker in self.alive
+        assert worker not in self.doing, "stopped while busy"
+        self.alive.remove(worker)
+
     def _submit(self, worker: int, task: Task) -> None:
         assert worker in self.alive
         assert worker not in self.doing, "handed a task while busy"
