@@ -16,6 +16,7 @@ from typing import Any
 from longrope.exceptions import SettingsError, WorkerError
 from longrope.search.dispatch import WorkerPool
 from longrope.search.evaluation import EvaluatorFactory, Task
+from longrope.search.room import gpu_room
 from longrope.search.worker import Died, NotLoaded, Reply, Worker, not_loaded, thread_environment
 
 SPAWN = multiprocessing.get_context("spawn")  # fork would copy locks and CUDA contexts in whatever state they are
@@ -133,12 +134,9 @@ def device_share(worker: int, workers: int, gpus_per_worker: float, devices: lis
     Raises:
         SettingsError: if ``devices`` are too few for all workers.
     """
-    if gpus_per_worker >= 1:
-        room = len(devices) // int(gpus_per_worker)
-    elif gpus_per_worker > 0:
-        room = len(devices) * int(1 / gpus_per_worker + 1e-9)
-    else:
+    if gpus_per_worker == 0:
         return ""
+    room = gpu_room(len(devices), gpus_per_worker)
     if workers > room:
         raise SettingsError(
             f"{workers} workers with {gpus_per_worker:g} GPUs each do not fit on {len(devices)} GPUs; "

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from longrope.exceptions import SettingsError
 from longrope.lengths import format_length
 from longrope.search.genetic import HALVED_ABOVE, GeneticSettings
+from longrope.search.room import gpu_room, usable_cpus
 from longrope.search.space import PAPER_N_HAT
 
 ALGORITHMS = ("paper",)
@@ -98,8 +99,8 @@ class ExecutionSettings:
         if share:
             import torch
 
-            return max(int(torch.cuda.device_count() / share), 1)
-        return max((os.cpu_count() or 1) // self.threads_per_worker, 1)
+            return max(gpu_room(torch.cuda.device_count(), share), 1)
+        return max(usable_cpus() // self.threads_per_worker, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
