@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
@@ -13,11 +14,13 @@ from typing import Any
 from longrope.exceptions import SettingsError, WorkerError
 from longrope.search.dispatch import WorkerPool
 from longrope.search.evaluation import EvaluatorFactory, Task
+from longrope.search.room import gpu_room
 from longrope.search.worker import Died, NotLoaded, Raised, Reply, Worker, one_line, thread_environment
 
 OBJECT_STORE_BYTES = 200_000_000  # of a Ray started here; the factory is all it holds, and larger ones spill to disk
 PATIENCE_SECONDS = 300.0  # without any node for an evaluator, after which a run ends that had some before
 KNOCK_SECONDS = 10.0  # for a cluster to accept a connection
+BUSY_SECONDS = 20.0  # for the processes of all evaluators to start; more means that others use the cluster
 LOOK_SECONDS = 10.0  # between looks at the cluster while nothing happens
 
 
@@ -63,6 +66,8 @@ class RayPool(WorkerPool):
         self._actor_class: Any = None
         self._actors: dict[int, Any] = {}
         self._pending: dict[int, Any] = {}  # references of what workers are doing, including loading
+        self._running_references: dict[int, Any] = {}  # come true as soon as a worker's process runs
+        self._look_for_others_at = math.inf
         self._no_room_since: float | None = None
 
     def _open(self) -> None:
@@ -95,6 +100,7 @@ class RayPool(WorkerPool):
             runtime_env={"env_vars": environment},
         )
         self._factory_reference = self._ray.put(self._factory)
+        self._look_for_others_at = time.monotonic() + BUSY_SECONDS
 
     def _initialise(self) -> None:
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -122,12 +128,14 @@ class RayPool(WorkerPool):
 
     def _start_worker(self, worker: int) -> None:
         actor = self._actors[worker] = self._actor_class.remote(self._threads)
+        self._running_references[worker] = actor.__ray_ready__.remote()
         self._pending[worker] = actor.load.remote(self._factory_reference)
 
     def _submit(self, worker: int, task: Task) -> None:
         self._pending[worker] = self._actors[worker].evaluate.remote(task)
 
     def _wait(self) -> list[tuple[int, Reply]]:
+        self._look_for_others()
         owners = {reference: worker for worker, reference in self._pending.items()}
         ready, _ = self._ray.wait(list(owners), num_returns=1, timeout=LOOK_SECONDS)
         if ready:
@@ -153,6 +161,16 @@ class RayPool(WorkerPool):
     def _stop_worker(self, worker: int) -> None:
         self._ray.kill(self._actors.pop(worker))
 
+    def _look_for_others(self) -> None:
+        """Say, once, that evaluators wait for a cluster that is in use; for ``_room`` counts it as empty."""
+        if time.monotonic() < self._look_for_others_at:
+            return
+        self._look_for_others_at = math.inf
+        references = list(self._running_references.values())
+        running, waiting = self._ray.wait(references, num_returns=len(references), timeout=0)
+        if waiting:
+            self._tell(f"waiting for room on the cluster: {len(running)} of {len(references)} evaluators have started")
+
     def _check_room(self) -> None:
         """Wait for room only so long when no evaluator is left: nodes may come back, or not."""
         if any(slot.ready for slot in self._slots) or self._room():
@@ -170,12 +188,13 @@ class RayPool(WorkerPool):
 
     def _room(self) -> int:
         """How many evaluators the nodes would hold if they were empty."""
-        wanted = {"CPU": self._threads, "GPU": self._gpus_per_worker}
-        return sum(
-            min(int(node["Resources"].get(name, 0) / amount + 1e-9) for name, amount in wanted.items() if amount)
-            for node in self._ray.nodes()
-            if node["Alive"]
-        )
+        room = 0
+        for resources in (node["Resources"] for node in self._ray.nodes() if node["Alive"]):
+            here = int(resources.get("CPU", 0)) // self._threads
+            if self._gpus_per_worker:
+                here = min(here, gpu_room(int(resources.get("GPU", 0)), self._gpus_per_worker))
+            room += here
+        return room
 
     def _resources(self) -> str:
         resources = self._ray.cluster_resources()
@@ -186,6 +205,7 @@ class RayPool(WorkerPool):
             for worker in list(self._actors):
                 self._stop_worker(worker)
         self._pending.clear()
+        self._running_references.clear()
         self._factory_reference = self._actor_class = None
         if self._initialised_here:
             self._ray.shutdown()
