@@ -360,16 +360,3 @@ def test_what_the_operating_system_refuses_is_one_line(longrope: Run, searched: 
     assert ended.code == 1
     assert len(ended.err.splitlines()) == 1
     assert ended.err.startswith("error: ")
-
-
-def test_a_run_with_real_workers_gives_the_same_factors(
-    longrope: Run, pools: list[InProcessPool], model_folder: Path, documents_file: Path, tmp_path: Path
-) -> None:
-    arguments = search_arguments(model_folder, documents_file, tmp_path / "real")
-    command = [sys.executable, "-m", "longrope", *map(str, arguments)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert "Traceback" not in ran.stderr
-    assert "%|" not in ran.stderr  # the progress of loading weights in a worker is of no interest
-    longrope(*search_arguments(model_folder, documents_file, tmp_path / "here"))
-    assert (tmp_path / "real" / "factors.json").read_bytes() == (tmp_path / "here" / "factors.json").read_bytes()

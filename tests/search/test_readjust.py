@@ -126,6 +126,9 @@ def test_each_window_is_compared_with_the_long_factors(finished: ReadjustReport)
         assert list(report.table.columns)[2:] == [f"search {length}", f"held-out {length}"]
         assert report.against_long is not None
         assert report.against_long.documents == 3
+        per_token = report.solution.result().losses[length], report.solution.result("long").losses[length]
+        pairs = zip(*per_token, strict=True)
+        assert report.against_long.mean == pytest.approx(sum(a / n - b / m for (a, n), (b, m) in pairs) / 3)
     frame = pd.read_csv(finished.folder / "results.csv")
     assert sorted(set(frame["window"])) == [32, 48]
 
