@@ -13,7 +13,7 @@ from longrope.exceptions import DataError, InvalidInputError, WorkerError
 from longrope.search.candidate import Candidate
 from longrope.search.dispatch import WorkerPool
 from longrope.search.evaluation import BlockScore, Failure, Task
-from longrope.search.worker import Died, NotLoaded, Raised, Ready, Reply
+from longrope.search.worker import Died, NotLoaded, Raised, Ready, Reply, Worker
 
 SCORE = BlockScore((1.0,), 256, 0.0)
 CUDA = Raised("CUDA error: an illegal memory access was encountered", "Traceback: in attention")
@@ -62,7 +62,7 @@ class ClockedPool(WorkerPool):
         reply = self.script_start(worker, self.starts[worker])
         self.starts[worker] += 1
         if worker not in self.no_room:
-            self._later(worker, LOAD_SECONDS if isinstance(reply, Ready) else FAULT_SECONDS, reply)
+            self._later(worker, LOAD_SECONDS + worker if isinstance(reply, Ready) else FAULT_SECONDS, reply)
 
     def _stop_worker(self, worker: int) -> None:
         assert worker not in self.replies, "stopped while busy"
@@ -147,6 +147,38 @@ def test_a_worker_that_cannot_start_any_more_is_given_up() -> None:
     assert pool.events[-1] == "evaluator 3 given up after 3 failed starts: no such device; going on with 7"
     assert pool.workers == 7
     assert pool.starts[3] == 4
+
+
+def test_a_retry_does_not_wait_for_workers_that_are_given_up() -> None:
+    pool = ClockedPool(
+        2,
+        lambda worker, start, number: Died("signal 11") if worker == 1 else CUDA if number == 30 else SCORE,
+        lambda worker, start: NotLoaded("no such device") if worker == 1 and start else Ready(),
+    )
+    assert run(pool, 31) == {**dict.fromkeys(tasks(30), SCORE), task(30): Failure(CUDA.reason)}
+
+
+def test_starts_that_fail_now_and_then_do_not_add_up() -> None:
+    pool = ClockedPool(
+        1,
+        lambda worker, start, number: Died("signal 9") if start % 2 == 0 and start < 8 else SCORE,
+        lambda worker, start: NotLoaded("no memory") if start % 2 else Ready(),
+    )
+    pool._attempts = 9
+    assert run(pool, 2) == dict.fromkeys(tasks(2), SCORE)
+
+
+@pytest.mark.parametrize(("error", "harmless"), [(FloatingPointError("not finite"), True), (MemoryError(), False)])
+def test_only_the_numbers_are_harmless(error: Exception, harmless: bool) -> None:
+    class Broken:
+        def evaluate(self, candidate: Candidate, sample: str) -> BlockScore:
+            raise error
+
+    worker = Worker(1)
+    worker.load(Broken)
+    reply = worker.evaluate(task(0))
+    assert isinstance(reply, Raised)
+    assert reply.harmless is harmless
 
 
 @pytest.mark.parametrize("fault", [Died("signal 9"), NotLoaded("the folder does not exist", "DataError")])
