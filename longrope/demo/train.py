@@ -215,7 +215,7 @@ def train(
                 log.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
             _save(output, model, optimizer, done)
-    model.to(torch.bfloat16).save_pretrained(output)
+    model.bfloat16().save_pretrained(output)
     print(f"saved to {output}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from longrope.data.samples import SampleSet
@@ -13,12 +14,14 @@ from longrope.search.algorithm import SearchAlgorithm
 from longrope.search.baselines import Baseline
 from longrope.search.candidate import Candidate
 from longrope.search.comparison import MethodResult, compare
-from longrope.search.evaluation import Failure, Task
+from longrope.search.evaluation import BlockScore, Failure, Task
 from longrope.search.progress import Progress
 from longrope.search.scorer import Scorer
 from longrope.search.space import SearchSpace
 
 SEARCHED = "longrope"
+PROBES = 3
+"""Candidates that must fail one after the other before a search gives up at its start."""
 SEARCHED_WITHOUT_N_HAT = "longrope, n_hat = 0"
 
 
@@ -94,7 +97,7 @@ def solve(
     convergence = []
     candidates = algorithm.ask()
     if candidates:
-        progress.note(predicted_cost(problem, scorer, candidates[0], planned))
+        progress.note(predicted_cost(problem, scorer, candidates[:PROBES], planned))
     progress.begin("search", planned * len(samples))
     while candidates:
         algorithm.tell(scorer.perplexities(candidates, samples))
@@ -121,19 +124,23 @@ def solve(
     return Solution(best, best_without_n_hat, tuple(results), scores, tuple(convergence))
 
 
-def predicted_cost(problem: Problem, scorer: Scorer, candidate: Candidate, planned: int) -> str:
-    """What the run will take, from one evaluation that the search needs anyway.
+def predicted_cost(problem: Problem, scorer: Scorer, candidates: Sequence[Candidate], planned: int) -> str:
+    """What the run will take, from the first of ``candidates`` that can be scored; the search needs it anyway.
 
     Raises:
-        RunFailedError: if that evaluation fails: a model that does not fit would fail in every other one, too.
+        RunFailedError: if none can: a model that does not fit would fail in every other evaluation, too.
     """
-    task = Task(candidate, problem.samples.search[0].digest)
-    result = scorer.score([task])[task]
+    result: BlockScore | Failure = Failure("there are no candidates")
+    for candidate in candidates:
+        task = Task(candidate, problem.samples.search[0].digest)
+        result = scorer.score([task])[task]
+        if isinstance(result, BlockScore):
+            break
     searching = planned * len(problem.samples.search)
     comparing = len(problem.methods) * (len(problem.samples.search) + len(problem.samples.held_out))
     text = f"{searching} evaluations to search and about {comparing} to compare, on {scorer.workers} worker(s)"
     if isinstance(result, Failure):
-        raise RunFailedError(f"the first evaluation failed, so the search was not begun: {result.reason}")
+        raise RunFailedError(f"the first {len(candidates)} evaluations failed, so the search ends: {result.reason}")
     seconds = (searching + comparing) * result.seconds / scorer.workers
     return f"{text}, {result.seconds:.2f} s for the first: about {describe_duration(seconds)}"
 

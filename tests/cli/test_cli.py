@@ -317,9 +317,7 @@ def test_a_failed_run_exits_with_1(longrope: Run, model_folder: Path, documents_
     with in_process(lambda task: "out of memory"):
         ended = longrope(*search_arguments(model_folder, documents_file, tmp_path / "run"))
     assert ended.code == 1
-    assert ended.err.splitlines()[-1] == (
-        "error: the first evaluation failed, so the search was not begun: out of memory"
-    )
+    assert ended.err.splitlines()[-1] == ("error: the first 3 evaluations failed, so the search ends: out of memory")
     assert "Traceback" not in ended.err
 
 

@@ -214,7 +214,21 @@ def test_a_candidate_that_fails_is_recorded_and_not_selected(
     assert failures == [{"kind": "failure", "candidate": winner.to_dict(), "sample": sample, "reason": "out of memory"}]
 
 
-def test_a_search_whose_first_evaluation_fails_is_not_begun_and_can_be_tried_again(
+def test_a_first_candidate_that_fails_alone_does_not_end_the_search(
+    finished: SearchReport, model_folder: Path, documents_file: Path, tmp_path: Path
+) -> None:
+    asked: list[Task] = []
+
+    def fails(task: Task) -> str | None:
+        asked.append(task)
+        return "overflow" if task.candidate == asked[0].candidate else None
+
+    report, _ = search_in_process(settings(model_folder, documents_file, tmp_path / "run"), fails)
+    assert report.solution.scores[0] == math.inf
+    assert report.solution.best != asked[0].candidate
+
+
+def test_a_search_whose_first_candidates_all_fail_is_not_begun_and_can_be_tried_again(
     finished: SearchReport, model_folder: Path, documents_file: Path, tmp_path: Path
 ) -> None:
     given = settings(model_folder, documents_file, tmp_path / "run")
@@ -224,9 +238,9 @@ def test_a_search_whose_first_evaluation_fails_is_not_begun_and_can_be_tried_aga
         asked.append(task)
         return "out of memory"
 
-    with pytest.raises(RunFailedError, match=r"^the first evaluation failed, .*: out of memory$"):
+    with pytest.raises(RunFailedError, match=r"^the first 3 evaluations failed, .*: out of memory$"):
         search_in_process(given, fails)
-    assert len(asked) == 1
+    assert len(asked) == 3
     assert not (tmp_path / "run" / "factors.json").exists()
     report, _ = search_in_process(replace(given, resume=True))
     assert (report.folder / "factors.json").read_bytes() == (finished.folder / "factors.json").read_bytes()
