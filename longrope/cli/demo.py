@@ -9,12 +9,12 @@ import typer
 from longrope.cli import options as o
 
 DEMO_TARGET = 2048
-DEMO_HELD_OUT = 25
+DEMO_HELD_OUT = 20
 
 
 def demo(
     output: Annotated[str, typer.Option("--output", "-o", help="Folder that receives the results.")] = "longrope-demo",
-    max_evaluations: Annotated[int, typer.Option(help="Candidates to score.")] = 160,
+    max_evaluations: Annotated[int, typer.Option(help="Candidates to score.")] = 128,
     seed: Annotated[int, typer.Option(help="Decides the samples and every random choice.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Evaluators [one a core].")] = None,
     executor: Annotated[str, typer.Option(help="local or ray.")] = "local",

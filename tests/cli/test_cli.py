@@ -306,7 +306,7 @@ def test_demo_searches_the_embedded_model_on_held_out_modules(
     assert ended.code == 130
     [settings] = received
     assert Path(settings.model) == Path(import_module("longrope.demo").__file__ or "").parent / "model"
-    assert (settings.target_length, settings.data.held_out, settings.seed) == (2048, 25, 3)
+    assert (settings.target_length, settings.data.held_out, settings.seed) == (2048, 20, 3)
     assert (settings.algorithm.max_evaluations, settings.execution.workers) == (30, 2)
 
 
