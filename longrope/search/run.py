@@ -233,6 +233,8 @@ def announce(model: LoadedModel, samples: SampleSet, length: int, progress: Prog
 
 
 def _write_run_file(folder: Path, scorer: Scorer, execution: ExecutionSettings, workers: int, seconds: float) -> None:
+    if not scorer.evaluated and (folder / RUN_FILE).exists():
+        return  # resumed after its end: the record of the real run stays
     record = {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "executor": execution.executor,
