@@ -142,7 +142,7 @@ def test_a_finished_run_may_be_resumed_and_costs_nothing(
     run = shutil.copytree(finished.folder, tmp_path / "run")
     _, pool = search_in_process(given(run, resume=True))
     assert pool.asked == []
-    for name in ("factors.json", "results.csv", JOURNAL):
+    for name in ("factors.json", "results.csv", "run.json", JOURNAL):
         assert (run / name).read_bytes() == (finished.folder / name).read_bytes(), name
 
 
