@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from typing import Annotated, Any
@@ -64,6 +65,9 @@ def main() -> None:
     """Run the command line: exit code 2 for bad input, 1 for a failed run, 130 for Ctrl-C."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]  # wherever it stands
     debug = len(arguments) < len(sys.argv) - 1
+    if debug:
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("longrope").setLevel(logging.DEBUG)
     try:
         app(args=arguments)
     except (LongRopeError, OSError) as error:
