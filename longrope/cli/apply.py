@@ -16,6 +16,7 @@ def apply(
     without_n_hat: Annotated[
         bool, typer.Option("--without-n-hat", help="Use the best candidate with n_hat = 0 where n_hat is not 0.")
     ] = False,
+    model_revision: o.ModelRevision = None,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Write a Hugging Face folder that plain transformers loads with the factors."""
@@ -24,7 +25,7 @@ def apply(
     from longrope.rope.policy import load_factors
 
     loaded = load_factors(factors)
-    source = ModelSource(o.model_name(model), trust_remote_code=trust_remote_code)
+    source = ModelSource(o.model_name(model), model_revision, trust_remote_code=trust_remote_code)
     exported = export_folder(source, loaded, output, without_n_hat)
     typer.echo(f"{exported.folder}: windows {exported.schedule.describe()}")
     for loss in exported.losses:

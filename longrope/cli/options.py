@@ -14,6 +14,9 @@ _DATA, _SEARCH, _RUN = "Data", "Search", "Execution"
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, a hub id, or `demo` (the embedded model).")
 ]
+ModelRevision = Annotated[
+    str | None, typer.Option("--model-revision", help="Branch, tag or commit of a model on the hub.")
+]
 Output = Annotated[str, typer.Option("--output", "-o", help="Folder that receives the results.", metavar="DIR")]
 Data = Annotated[
     str,

@@ -18,6 +18,7 @@ def readjust(
         str | None,
         typer.Option(help="The long factors, if the model folder does not hold them.", metavar="FILE"),
     ] = None,
+    model_revision: o.ModelRevision = None,
     field: o.Field = "text",
     split: o.Split = "train",
     revision: o.DataRevision = None,
@@ -68,6 +69,7 @@ def readjust(
         execution=o.execution_settings(options),
         algorithm=o.algorithm_settings(options),
         seed=seed,
+        revision=model_revision,
         resume=resume,
     )
     with ConsoleProgress() as progress:

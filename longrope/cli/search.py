@@ -14,6 +14,7 @@ def search(
     target_length: Annotated[str, typer.Option(help="Tokens to extend to: 4096, 128k, 2m.", metavar="LENGTH")],
     data: o.Data,
     output: o.Output,
+    model_revision: o.ModelRevision = None,
     field: o.Field = "text",
     split: o.Split = "train",
     revision: o.DataRevision = None,
@@ -67,6 +68,7 @@ def search(
         execution=o.execution_settings(options),
         algorithm=o.algorithm_settings(options),
         seed=seed,
+        revision=model_revision,
         resume=resume,
     )
     with ConsoleProgress() as progress:

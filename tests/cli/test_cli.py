@@ -141,6 +141,7 @@ def test_every_option_of_a_search_arrives(longrope: Run, monkeypatch: pytest.Mon
         "--field": ("body", "data.field", "body"),
         "--split": ("validation", "data.split", "validation"),
         "--revision": ("v1", "data.revision", "v1"),
+        "--model-revision": ("v2", "revision", "v2"),
         "--config": ("en", "data.config", "en"),
         "--max-documents": ("77", "data.max_documents", 77),
         "--samples": ("4", "data.samples", 4),
