@@ -43,7 +43,7 @@ from longrope.search.settings import AlgorithmSettings, DataSettings, ExecutionS
 from longrope.search.solve import Problem, Solution, solve
 from longrope.search.space import SearchSpace
 
-READJUST_LAMBDA_MAX_SHARE = 0.25
+READJUST_LAMBDA_MAX_SHARE = 0.5
 """Largest lambda of a readjustment over that of the long factors; the paper reduces it, but gives no figure."""
 
 

@@ -102,8 +102,8 @@ def test_the_attention_factor_is_that_of_the_long_factors(finished: ReadjustRepo
 
 def test_the_largest_lambda_is_reduced_and_the_output_says_so(finished: ReadjustReport, notes: Notes) -> None:
     for report in finished.windows:
-        assert report.factors.provenance["settings"]["lambda_max"] == 4.0
-        assert "window 32: lambda up to 4 (the long factors reach 16)" in notes.lines
+        assert report.factors.provenance["settings"]["lambda_max"] == 8.0
+        assert "window 32: lambda up to 8 (the long factors reach 16)" in notes.lines
 
 
 def test_plain_rope_and_the_long_factors_are_where_each_search_starts(finished: ReadjustReport) -> None:
