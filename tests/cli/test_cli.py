@@ -278,7 +278,7 @@ def test_readjust_prints_a_table_a_window(
     for length in (32, 48):
         assert f"Perplexity at window {length}" in ended.out
         assert f"against the long factors at {length}, held out: " in ended.out
-        assert f"window {length}: lambda up to 4 (the long factors reach 16)" in ended.err
+        assert f"window {length}: lambda up to 8 (the long factors reach 16)" in ended.err
     assert f"schedule with windows 32, 48, 64, 1k: {tmp_path / 'run' / 'factors.json'}" in ended.out
     shown = longrope("show", tmp_path / "run" / "factors.json")
     assert re.findall(r"^window (\w+):", shown.out, re.MULTILINE) == ["32", "48", "64", "1k"]
