@@ -16,13 +16,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from longrope.exceptions import FactorsError, RunExistsError
+from longrope.exceptions import RunExistsError
+from longrope.export import n_hat
 from longrope.lengths import format_length
 from longrope.model.load import ModelSource
 from longrope.model.rope_config import SCHEDULE_FILE, read_rope
 from longrope.rope.factors import RopeFactors
 from longrope.rope.policy import FactorSchedule, Window
-from longrope.search.candidate import Candidate
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 _REPLACED = {"config.json", SCHEDULE_FILE}
@@ -65,7 +65,7 @@ def export_folder(
         factors.reference.check_fits(rope.rope_theta, rope.rotary_dim)
         schedule = factors
     schedule = FactorSchedule(
-        tuple(Window(each.max_length, _without_n_hat(each.factors, without_n_hat)) for each in schedule.windows)
+        tuple(Window(each.max_length, n_hat.without_n_hat(each.factors, without_n_hat)) for each in schedule.windows)
     )
     losses = set_longrope(config, schedule)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -138,32 +138,6 @@ def _losses(schedule: FactorSchedule, short: Window, long: Window) -> Iterator[s
                     f"{window.factors.attention_factor:.4f}: plain transformers has one for both lists"
                 )
         below = window.max_length
-
-
-def _without_n_hat(factors: RopeFactors, replace: bool) -> RopeFactors:
-    if factors.n_hat == 0:
-        return factors
-    results = factors.provenance.get("results", {})
-    flat = results.get("best_without_n_hat")
-    if flat is None:
-        raise FactorsError(
-            f"the factors for {format_length(factors.target_length)} have n_hat = {factors.n_hat}, which plain "
-            "transformers cannot apply, and their file names no candidate with n_hat = 0; search with --n-hat 0"
-        )
-    if not replace:
-        raise FactorsError(
-            f"the factors for {format_length(factors.target_length)} have n_hat = {factors.n_hat}, which plain "
-            "transformers cannot apply; add --without-n-hat to use the best candidate with n_hat = 0 of the same "
-            f"search{_cost(results)}"
-        )
-    provenance = {**factors.provenance, "replaced": "the best candidate with n_hat = 0 of the search"}
-    return Candidate.from_dict(flat).to_factors(factors, factors.target_length).replace(provenance=provenance)
-
-
-def _cost(results: Any) -> str:
-    rows = {row["method"]: row["search_perplexity"] for row in results.get("methods", ())}
-    with_n_hat, flat = rows.get("longrope"), rows.get("longrope, n_hat = 0")
-    return f" (perplexity {flat:.4f} instead of {with_n_hat:.4f})" if with_n_hat and flat else ""
 
 
 def _set_tokenizer_length(path: Path, length: int) -> None:
