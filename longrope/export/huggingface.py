@@ -19,6 +19,7 @@ from typing import Any
 from longrope.exceptions import RunExistsError
 from longrope.export import n_hat
 from longrope.lengths import format_length
+from longrope.model.architectures import architecture_for
 from longrope.model.load import ModelSource
 from longrope.model.rope_config import SCHEDULE_FILE, read_rope
 from longrope.rope.factors import RopeFactors
@@ -26,6 +27,7 @@ from longrope.rope.policy import FactorSchedule, Window
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 _REPLACED = {"config.json", SCHEDULE_FILE}
+_KEPT = ("rope_theta", "partial_rotary_factor")
 _FOREIGN = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 
 
@@ -102,10 +104,10 @@ def set_longrope(config: Any, schedule: FactorSchedule) -> tuple[str, ...]:
     short = schedule.window_for(original)
     config.max_position_embeddings = long.max_length
     config.original_max_position_embeddings = original
-    kept = {
-        name: value for name, value in config.rope_parameters.items() if name in ("rope_theta", "partial_rotary_factor")
-    }
-    config.rope_parameters = {
+    architecture = architecture_for(config)
+    present = architecture.rope_parameters_of(config)
+    kept = {name: present[name] for name in _KEPT if name in present}
+    parameters = {
         **kept,
         "rope_type": "longrope",
         "short_factor": list(short.factors.lambdas),
@@ -114,6 +116,10 @@ def set_longrope(config: Any, schedule: FactorSchedule) -> tuple[str, ...]:
         "factor": long.max_length / original,
         "attention_factor": long.factors.attention_factor,
     }
+    if present.get("rope_type") != "default" and present.get("mscale_all_dim"):
+        # deepseek_v3 makes its softmax scale of these whatever the rope type; its attention was trained with it.
+        parameters.update({name: present[name] for name in ("mscale", "mscale_all_dim", "factor") if name in present})
+    architecture.set_rope_parameters(config, parameters)
     return tuple(_losses(schedule, short, long))
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from longrope.exceptions import FactorsError, UnsupportedModelError
 from longrope.lengths import format_length
-from longrope.model.architectures import Architecture, architecture_for
+from longrope.model.architectures import GLOBAL_LAYERS, Architecture, architecture_for
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import DynamicNTK
 from longrope.rope.policy import FactorSchedule, FixedFactors, RopePolicy, Window, load_factors
@@ -91,10 +91,11 @@ def read_rope(config: Any, folder: str | Path | None = None) -> ModelRope:
         FactorsError: if ``longrope.json`` belongs to another model.
     """
     architecture = architecture_for(config)
-    parameters = getattr(config, "rope_parameters", None) or {}
+    parameters = architecture.rope_parameters_of(config)
     if any(isinstance(value, dict) for value in parameters.values()):
         raise UnsupportedModelError(
-            f"model type {config.model_type!r} has a RoPE of its own for each layer type, which is not supported yet"
+            f"this {config.model_type!r} config has a RoPE of its own for each layer type, which models of that type "
+            "do not have"
         )
     kind = parameters.get("rope_type", "default")
     if kind not in _NATIVE_TYPES:
@@ -120,15 +121,18 @@ def read_rope(config: Any, folder: str | Path | None = None) -> ModelRope:
         return ModelRope(architecture, DynamicNTK(identity, factor=float(parameters["factor"])), longest)
 
     factor = parameters.get("factor")
-    # The config's top-level original length wins over the nested one, as in transformers.
+    # The config's top-level original length wins over that of the parameters, as in transformers, except where the
+    # parameters are nested by layer type.
+    nested = architecture.local_layers == "own"
     original = int(
-        getattr(config, "original_max_position_embeddings", None)
+        (not nested and getattr(config, "original_max_position_embeddings", None))
         or parameters.get("original_max_position_embeddings")
         or (longest / float(factor) if factor else longest)
     )
     if kind == "longrope":
-        return ModelRope(architecture, _longrope_schedule(config, rope_theta, rotary_dim, original, longest), longest)
-    inv_freq, attention_factor = _transformers_frequencies(config, kind, longest)
+        schedule = _longrope_schedule(config, architecture, rope_theta, rotary_dim, original, longest)
+        return ModelRope(architecture, schedule, longest)
+    inv_freq, attention_factor = _transformers_frequencies(config, architecture, kind, longest)
     lambdas = _lambdas(inv_freq, identity)
     # Llama 3.2 has factor 32 over 8k and a window of 128k, so that its factor is no ratio of lengths.
     window = longest if kind == "llama3" else max(longest, round(original * float(factor or 1)))
@@ -153,6 +157,8 @@ def check_attention_span(config: Any, length: int) -> None:
     layer_types = getattr(config, "layer_types", None)
     if span is None or length <= span or (layer_types is not None and "sliding_attention" not in layer_types):
         return
+    if architecture_for(config).local_layers is not None and GLOBAL_LAYERS in (layer_types or ()):
+        return  # short-sighted by design, beside layers that see everything
     change = '"sliding_window" to null'
     if hasattr(config, "use_sliding_window"):
         change = '"use_sliding_window" to false and remove "layer_types"'
@@ -162,9 +168,11 @@ def check_attention_span(config: Any, length: int) -> None:
     )
 
 
-def _longrope_schedule(config: Any, rope_theta: float, rotary_dim: int, original: int, longest: int) -> FactorSchedule:
-    parameters = config.rope_parameters
-    _, attention_factor = _transformers_frequencies(config, "longrope", longest)
+def _longrope_schedule(
+    config: Any, architecture: Architecture, rope_theta: float, rotary_dim: int, original: int, longest: int
+) -> FactorSchedule:
+    parameters = architecture.rope_parameters_of(config)
+    _, attention_factor = _transformers_frequencies(config, architecture, "longrope", longest)
     windows = [
         Window(
             length,
@@ -189,9 +197,12 @@ def _lambdas(inv_freq: npt.NDArray[np.float32], identity: RopeFactors) -> tuple[
     return tuple(np.where(rising <= lambdas * (1 + 1e-6), rising, lambdas).tolist())
 
 
-def _transformers_frequencies(config: Any, kind: str, length: int) -> tuple[npt.NDArray[np.float32], float]:
+def _transformers_frequencies(
+    config: Any, architecture: Architecture, kind: str, length: int
+) -> tuple[npt.NDArray[np.float32], float]:
     """Inverse frequencies (rotary_dim / 2,) in float32 and the attention factor, from transformers itself."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    inv_freq, attention_factor = ROPE_INIT_FUNCTIONS[kind](config, device=None, seq_len=length)
+    layer_type = GLOBAL_LAYERS if architecture.local_layers == "own" else None
+    inv_freq, attention_factor = ROPE_INIT_FUNCTIONS[kind](config, device=None, seq_len=length, layer_type=layer_type)
     return inv_freq.numpy(), float(attention_factor)

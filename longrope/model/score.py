@@ -46,21 +46,21 @@ def score_blocks(
         NLL sums in nats, float64, (C, ceil(T / 256)).
     """
     architecture = architecture_for(model.config)
-    decoder, head = architecture.decoder_of(model), architecture.head_of(model)
+    decoder = architecture.decoder_of(model)
     ids = torch.tensor(np.asarray(tokens), dtype=torch.long)
     length = len(ids)
     assert length >= 2, "a sample needs at least two tokens"
     count = len(factors)
-    batch = ids.to(decoder.embed_tokens.weight.device).expand(count, length)  # (C, T)
+    batch = ids.to(decoder.get_input_embeddings().weight.device).expand(count, length)  # (C, T)
     with torch.inference_mode(), attached(model, factors[0], mode=mode) as attachment:
         attachment.pin_rows(factors, length)
         hidden = decoder(input_ids=batch, use_cache=False).last_hidden_state  # (C, T, D)
         # On the CPU, where sums have one order on every run, and float64 exists whatever the device.
         sums = torch.zeros(count, math.ceil(length / BLOCK), dtype=torch.float64)
-        step = _slice_length(count, head.weight.shape[0])
+        step = _slice_length(count, model.config.vocab_size)
         for start in range(0, length - 1, step):
             stop = min(start + step, length - 1)
-            logits = head(hidden[:, start:stop]).float()  # (C, n, V)
+            logits = architecture.logits(model, hidden[:, start:stop]).float()  # (C, n, V)
             targets = batch[:, start + 1 : stop + 1].to(logits.device)  # (C, n)
             nll = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
             blocks = torch.arange(start + 1, stop + 1) // BLOCK  # (n,)
