@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from typing import Annotated, Any
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -13,6 +15,7 @@ from typer.core import TyperGroup
 from longrope import __version__
 from longrope.cli.apply import apply
 from longrope.cli.demo import demo
+from longrope.cli.import_factors import import_factors
 from longrope.cli.readjust import readjust
 from longrope.cli.search import search
 from longrope.cli.show import show
@@ -59,6 +62,22 @@ def _options(
 
 for command in (search, readjust, show, apply, demo):
     app.command()(command)
+app.command("import")(import_factors)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings on one line, without the line of code they come from; others as Python prints them."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno), end="", file=sys.stderr)
 
 
 def main() -> None:
@@ -69,7 +88,10 @@ def main() -> None:
         logging.basicConfig(format="%(name)s: %(message)s")
         logging.getLogger("longrope").setLevel(logging.DEBUG)
     try:
-        app(args=arguments)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", category=UserWarning, module=r"longrope\.")
+            warnings.showwarning = _show_warning
+            app(args=arguments)
     except (LongRopeError, OSError) as error:
         if debug:
             traceback.print_exc()
