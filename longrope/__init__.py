@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longrope.model.attach import attach, attached
+    from longrope.model.extended import load
     from longrope.rope.factors import RopeFactors
     from longrope.rope.policy import FactorSchedule, FixedFactors, RopePolicy, Window, load_factors
 
@@ -24,6 +25,7 @@ __all__ = [
     "__version__",
     "attach",
     "attached",
+    "load",
     "load_factors",
 ]
 
@@ -36,6 +38,7 @@ _MODULES = {
     "Window": "longrope.rope.policy",
     "attach": "longrope.model.attach",
     "attached": "longrope.model.attach",
+    "load": "longrope.model.extended",
     "load_factors": "longrope.rope.policy",
 }
 

@@ -29,7 +29,8 @@ def test_public_names_are_pinned():
         "__version__",
         "attach",
         "attached",
-        "load_factors",
+        "load",
+    "load_factors",
     ]
 
 

@@ -104,8 +104,8 @@ ARCHITECTURES = {
 _REASONS = {
     "cohere2": "applies RoPE in its sliding-window layers only, and its global layers know no positions, so rescaling "
     "cannot extend it",
-    "llama4": "applies RoPE in its chunked layers only, and its global layers know no positions, so rescaling cannot "
-    "extend it",
+    "llama4_text": "applies RoPE in its chunked layers only, and its global layers know no positions, so rescaling "
+    "cannot extend it",
 }
 
 

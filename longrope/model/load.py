@@ -94,16 +94,12 @@ class ModelSource:
             raise UnsupportedModelError(f"the tokenizer in {folder} cannot be loaded: {_reason(error)}") from None
 
     def load_model(self) -> Any:
-        """The causal language model in eval mode, from safetensors only.
+        """The causal language model for scoring: where this source says, in eval mode, without gradients.
 
         Raises:
             UnsupportedModelError: if the weights cannot be loaded.
             SettingsError: if flash-attn was asked for and is not installed.
         """
-        from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM
-
-        folder = self.folder()
         if self.device == "auto" and find_spec("accelerate") is None:
             raise SettingsError("several GPUs for each evaluator need accelerate; run `pip install accelerate`")
         placement: dict[str, Any] = {}
@@ -111,19 +107,38 @@ class ModelSource:
             placement = {"device_map": "auto"}
         elif self.device != "cpu" and find_spec("accelerate") is not None:
             placement = {"device_map": {"": self.device}}  # never the whole model in the memory of the host
+        model = self.load_pretrained(dtype=DTYPES[self.dtype], attn_implementation=self.attention, **placement)
+        if self.device != "auto":
+            model = model.to(self.device)
+        return model.eval().requires_grad_(False)
+
+    def load_pretrained(self, **options: Any) -> Any:
+        """The causal language model, from safetensors only, with all its weights.
+
+        Args:
+            options: further arguments of ``from_pretrained``.
+
+        Raises:
+            UnsupportedModelError: if the weights cannot be loaded.
+            SettingsError: if something that the options ask for is not installed.
+        """
+        from safetensors import SafetensorError
+        from transformers import AutoModelForCausalLM
+
+        folder = self.folder()
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=self.load_config(),
-                dtype=DTYPES[self.dtype],
-                attn_implementation=self.attention,
                 trust_remote_code=self.trust_remote_code,
                 use_safetensors=True,
                 output_loading_info=True,
-                **placement,
+                **options,
             )
         except ImportError as error:
-            raise SettingsError(f"attention {self.attention!r} cannot be used: {_reason(error)}") from None
+            wanted = options.get("attn_implementation")
+            what = f"attention {wanted!r}" if wanted else "this model"
+            raise SettingsError(f"{what} cannot be used: {_reason(error)}") from None
         except (ValueError, KeyError, OSError, RuntimeError, SafetensorError) as error:
             raise UnsupportedModelError(f"the weights in {folder} cannot be loaded: {_reason(error)}") from None
         model, report = loaded  # as output_loading_info has it
@@ -132,9 +147,7 @@ class ModelSource:
             raise UnsupportedModelError(
                 f"the weights in {folder} lack {missing[0]} ({len(missing)} missing in all); is the folder complete?"
             )
-        if self.device != "auto":
-            model = model.to(self.device)
-        return model.eval().requires_grad_(False)
+        return model
 
 
 def resolve_source(

@@ -85,20 +85,30 @@ class RotaryEmbedding(torch.nn.Module):
             are used as they are in float32 wherever pinned lambdas equal the native ones, so that identity factors
             leave a model that is already scaled bit-identical.
         mode: "exact" takes float64 angles above 64k tokens; "hf" computes as transformers does at every length.
+        layers: the layer type that is rescaled, where a model asks its rotary module by layer type.
+        others: the rotary module of all other layer types.
 
     Raises:
         SettingsError: if the mode is unknown.
     """
 
-    def __init__(self, native: tuple[RopeFactors, torch.Tensor] | None = None, mode: Mode = "exact") -> None:
+    def __init__(
+        self,
+        native: tuple[RopeFactors, torch.Tensor] | None = None,
+        mode: Mode = "exact",
+        layers: str | None = None,
+        others: torch.nn.Module | None = None,
+    ) -> None:
         super().__init__()
         if mode not in get_args(Mode):
             raise SettingsError(f"rotary mode {mode!r} is unknown; give {' or '.join(get_args(Mode))}")
         self.native = native
         self.mode = mode
+        self.layers = layers
+        self.others = others
         self.factors: tuple[RopeFactors, ...] = ()
         self.length = 0
-        self._inv_freq: dict[tuple[torch.device, bool], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._inv_freq: dict[tuple[torch.device, bool, bool], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def pin(self, factors: Sequence[RopeFactors], length: int) -> None:
         """Use these factors until the next pin.
@@ -110,17 +120,22 @@ class RotaryEmbedding(torch.nn.Module):
         assert factors, "nothing to pin"
         assert length >= 1, length
         assert len({(each.rotary_dim, each.rope_theta) for each in factors}) == 1, "factors of different models"
-        self.factors = tuple(factors)
+        factors = tuple(factors)
+        if factors != self.factors:
+            self._inv_freq.clear()
+        self.factors = factors
         self.length = length
-        self._inv_freq.clear()
 
     @torch.no_grad()
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine for the positions of a batch.
 
         Args:
             x: (B, T, ...) tells the dtype and the device, and the rows where each has its own factors.
             position_ids: (B, T), or (1, T) for positions that all rows share.
+            layer_type: whose cosine and sine are asked for, in models whose layers differ.
 
         Returns:
             cos and sin, each (rows, T, rotary_dim), laid out as two equal halves; as many rows as position_ids, or
@@ -129,6 +144,10 @@ class RotaryEmbedding(torch.nn.Module):
         Raises:
             RunFailedError: if nothing is pinned.
         """
+        if layer_type != self.layers:
+            assert self.others is not None, f"no rotary module for layers of type {layer_type!r}"
+            elsewhere: tuple[torch.Tensor, torch.Tensor] = self.others(x, position_ids, layer_type)
+            return elsewhere
         if not self.factors:
             raise RunFailedError("the rotary embedding has no factors yet; pin them before the forward pass")
         own = len(self.factors) > 1
@@ -163,7 +182,7 @@ class RotaryEmbedding(torch.nn.Module):
 
     def _frequencies(self, factors: tuple[RopeFactors, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Inverse frequencies of the factors, (R, d/2), and of plain RoPE, (d/2,)."""
-        key = (device, self._wide)
+        key = (device, self._wide, self.length > factors[0].original_length)
         if key not in self._inv_freq:
             first = factors[0]
             if self._wide:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from tiny_models import rotary_dim
 
 ORIGINAL, EXTENDED = 64, 256
 SHORT = [1.0, 1.0, 1.05, 1.1, 1.2, 1.3, 1.4, 1.5]
@@ -19,11 +20,6 @@ SCALED = {
     },
     "dynamic": {"factor": 4.0},
 }
-EVERY_FIXED = [
-    *[(model_type, kind) for model_type in ("llama", "mistral", "qwen2", "qwen3") for kind in SCALED],
-    ("phi3", "default"),  # transformers takes no other but longrope for it
-]
-EVERY_FIXED = [case for case in EVERY_FIXED if case[1] != "dynamic"]
 
 
 def longrope(pairs=8, **changes):
@@ -46,13 +42,14 @@ def scaled_model(make, model_type="llama", kind="default", **changes):
     )
 
 
-def longrope_model(make, model_type="llama", **changes):
-    pairs = 4 if model_type == "phi3" else 8
+def longrope_model(make, model_type="llama", config=None, **changes):
+    pairs = rotary_dim(model_type) // 2
     return make(
         model_type,
         rope=longrope(pairs, **changes),
         max_position_embeddings=EXTENDED,
         original_max_position_embeddings=ORIGINAL,
+        **(config or {}),
     )
 
 

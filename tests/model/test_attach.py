@@ -5,24 +5,20 @@ from itertools import pairwise
 import pytest
 import torch
 from model_cases import (
-    EVERY_FIXED,
     EXTENDED,
     LONG,
     ORIGINAL,
     SHORT,
     logits_of,
-    longrope_model,
     random_ids,
     scaled_model,
 )
 from transformers import DynamicCache, StaticCache
 
 from longrope.exceptions import FactorsError, RunFailedError, SettingsError, UnsupportedModelError
-from longrope.model.architectures import ARCHITECTURES, architecture_for
 from longrope.model.attach import attach, attached
 from longrope.model.rope_config import read_rope
 from longrope.rope.factors import RopeFactors
-from longrope.rope.methods import linear, yarn
 from longrope.rope.policy import FactorSchedule, Window
 
 PLAIN = RopeFactors.identity(1e4, 16, ORIGINAL)
@@ -51,26 +47,7 @@ def left_padded(ids, lengths):
     return ids.masked_fill(mask == 0, 0), mask, (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-# Identity
-
-
-@pytest.mark.parametrize("mode", ["hf", "exact"])
-@pytest.mark.parametrize(("model_type", "kind"), EVERY_FIXED)
-def test_present_factors_change_no_bit(make_tiny_model, model_type, kind, mode):
-    model = scaled_model(make_tiny_model, model_type, kind)
-    ids = random_ids(100, rows=2)
-    before = logits_of(model, ids)
-    assert torch.equal(under(model, read_rope(model.config).policy, ids, mode), before)
-
-
-@pytest.mark.parametrize("mode", ["hf", "exact"])
-@pytest.mark.parametrize("length", [1, ORIGINAL, ORIGINAL + 1, EXTENDED])
-@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
-def test_present_schedule_of_a_longrope_model_changes_no_bit(make_tiny_model, model_type, length, mode):
-    model = longrope_model(make_tiny_model, model_type)
-    ids = random_ids(length)
-    before = logits_of(model, ids)
-    assert torch.equal(under(model, read_rope(model.config).policy, ids, mode), before)
+# Factors
 
 
 @pytest.mark.parametrize("length", [ORIGINAL, 150])
@@ -80,33 +57,6 @@ def test_present_policy_of_a_dynamic_model(make_tiny_model, length):
     ours = under(model, read_rope(model.config).policy, ids)
     assert_close(ours, logits_of(model, ids), 1e-4)
     assert (difference(ours, under(model, PLAIN, ids)) > 1e-2) == (length > ORIGINAL)
-
-
-# Other factors
-
-
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
-@pytest.mark.parametrize(("method", "kind"), [(linear, "linear"), (yarn, "yarn")])
-def test_published_method_equals_the_config_that_names_it(make_tiny_model, model_type, method, kind):
-    plain = make_tiny_model(model_type)
-    ids = random_ids(200)
-    ours = under(plain, method(PLAIN, EXTENDED), ids)
-    assert_close(ours, logits_of(scaled_model(make_tiny_model, model_type, kind), ids), 1e-4)
-    assert difference(ours, logits_of(plain, ids)) > 1e-2
-
-
-@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
-def test_schedule_equals_a_longrope_config_on_both_sides(make_tiny_model, model_type):
-    plain = make_tiny_model(model_type)
-    scaled = longrope_model(make_tiny_model, model_type, attention_factor=1.1)
-    schedule = read_rope(scaled.config).policy
-    sides = []
-    for length in (ORIGINAL, ORIGINAL + 1):
-        ids = random_ids(length)
-        sides.append(under(plain, schedule, ids, "hf"))
-        assert_close(sides[-1], logits_of(scaled, ids))
-        assert difference(sides[-1], logits_of(plain, ids)) > 1e-2
-    assert difference(sides[0], sides[1][:, :-1]) > 1e-2
 
 
 def test_n_hat_keeps_start_tokens_at_their_plain_angle(make_tiny_model):
@@ -120,22 +70,6 @@ def test_n_hat_keeps_start_tokens_at_their_plain_angle(make_tiny_model):
 
 
 # Putting back
-
-
-@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
-def test_everything_is_put_back(make_tiny_model, model_type):
-    model = make_tiny_model(model_type)
-    architecture = architecture_for(model.config)
-    decoder, rotary = architecture.decoder_of(model), architecture.rotary_of(model)
-    ids = random_ids(100)
-    before = logits_of(model, ids)
-    factors = PLAIN.replace(lambdas=tuple(LONG[: len(rotary.inv_freq)]), rotary_dim=2 * len(rotary.inv_freq))
-    with attached(model, factors) as attachment:
-        assert architecture.rotary_of(model) is attachment.rotary
-        assert not torch.equal(logits_of(model, ids), before)
-    assert architecture.rotary_of(model) is rotary
-    assert not decoder._forward_pre_hooks
-    assert torch.equal(logits_of(model, ids), before)
 
 
 def test_everything_is_put_back_after_an_exception(make_tiny_model):
@@ -286,53 +220,6 @@ def test_mask_that_hides_the_lengths_needs_a_pin(make_tiny_model):
             logits_of(model, ids, attention_mask=mask)
         attachment.pin(100)
         assert_close(logits_of(model, ids, attention_mask=mask), expected)
-
-
-# Generation
-
-
-def generated(model, ids, **options):
-    return model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, **options)
-
-
-@pytest.mark.parametrize("prompt", [20, 100])
-@pytest.mark.parametrize("model_type", ["llama", "phi3"])
-def test_generation_inside_a_window(make_tiny_model, model_type, prompt):
-    scaled = longrope_model(make_tiny_model, model_type, attention_factor=1.1)
-    plain = make_tiny_model(model_type)
-    ids = random_ids(prompt)
-    with attached(plain, read_rope(scaled.config).policy):
-        cached = generated(plain, ids)
-        assert cached.tolist() == generated(plain, ids, use_cache=False).tolist()
-    assert cached.tolist() == generated(scaled, ids).tolist()
-
-
-def test_generation_with_left_padding_equals_each_row_alone(make_tiny_model):
-    model = make_tiny_model()
-    ids, mask, _ = left_padded(random_ids(100, rows=2), [100, 30])
-    with attached(model, FactorSchedule((Window(ORIGINAL, NEAR), Window(EXTENDED, LATE)))):
-        together = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=8)
-        for row, length in enumerate([100, 30]):
-            own = ids[row : row + 1, -length:]
-            alone = model.generate(own, attention_mask=torch.ones_like(own), do_sample=False, max_new_tokens=8)
-            assert together[row, 100:].tolist() == alone[0, length:].tolist()
-
-
-def test_generation_into_another_window(make_tiny_model):
-    model = make_tiny_model()
-    ids = random_ids(ORIGINAL - 4)
-    with attached(model, SCHEDULE) as attachment:
-        with pytest.raises(RunFailedError, match="another window"):
-            generated(model, ids)
-        recomputed = generated(model, ids, use_cache=False)
-        assert recomputed.shape[1] == ORIGINAL + 8
-        attachment.pin(ORIGINAL + 8)
-        reserved = generated(model, ids)
-    with attached(model, FAR):
-        assert reserved.tolist() == generated(model, ids).tolist()
-    with attached(model, SCHEDULE):
-        last = logits_of(model, recomputed[:, :-1])[0, -1].argmax()
-    assert recomputed[0, -1] == last
 
 
 def test_static_cache_is_counted_by_its_tokens(make_tiny_model):

@@ -213,7 +213,7 @@ def test_rope_of_its_own_for_each_layer_type_is_refused():
 
 def test_other_models_are_refused():
     assert_refused(AutoConfig.for_model("gpt2"), "no rotary position embedding")
-    assert_refused(AutoConfig.for_model("gemma3_text"), "not supported yet")
+    assert_refused(AutoConfig.for_model("cohere2"), "cannot extend it")
 
 
 def test_wrong_number_of_factors_is_refused():

@@ -1,0 +1,185 @@
+"""What ``generate`` does about windows on a model with a policy attached.
+
+A sequence that grows while it is generated may leave its window. transformers then goes on with keys that were turned
+by the factors of the old one. Here the step that enters another window empties the cache and computes the whole text
+under the new factors, once, so that generation with a cache equals generation without one. Or every row gets the
+window of its prompt and all new tokens from the start (``reserve``), and nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from longrope.exceptions import RunFailedError, SettingsError
+from longrope.model.row_lengths import cached_tokens, row_lengths
+from longrope.rope.policy import FixedFactors
+
+if TYPE_CHECKING:
+    from longrope.model.attach import Attachment
+
+Crossing = Literal["recompute", "reserve"]
+
+_ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+
+
+class Generation:
+    """Stands in for ``generate`` and ``prepare_inputs_for_generation`` of one model until it is removed."""
+
+    def __init__(self, model: Any, attachment: Attachment, crossing: Crossing) -> None:
+        if crossing not in get_args(Crossing):
+            raise SettingsError(f"window {crossing!r} is unknown; give {' or '.join(get_args(Crossing))}")
+        self._model = model
+        self._attachment = attachment
+        self._crossing = crossing
+        self._generate = model.generate
+        self._prepare = model.prepare_inputs_for_generation
+        self._running = False
+        self._prompt: list[int] | None = None  # full lengths of prompts that come in chunks
+        self._most_tokens: tuple[str, int] | None = None  # what a row may grow by, or to, where windows are reserved
+        self._reserved: list[int] | None = None
+        self._coming: list[int] | None = None
+        self._methods = {
+            "generate": _in_place_of(self._generate, self._run),
+            "prepare_inputs_for_generation": _in_place_of(self._prepare, self._step),
+        }
+        self._replaced = {name: vars(model)[name] for name in self._methods if name in vars(model)}
+        for name, method in self._methods.items():
+            setattr(model, name, method)
+
+    def remove(self) -> None:
+        """Give the model its own methods back, unless someone has replaced ours since."""
+        for name, method in self._methods.items():
+            if vars(self._model).get(name) is method:
+                delattr(self._model, name)
+                if name in self._replaced:
+                    setattr(self._model, name, self._replaced[name])
+
+    def take_lengths(self) -> list[int] | None:
+        """Full lengths of the rows of the coming forward pass, where it is a step of ``generate``."""
+        lengths, self._coming = self._coming, None
+        return lengths
+
+    @property
+    def _one_window(self) -> bool:
+        return self._attachment.is_pinned or isinstance(self._attachment.policy, FixedFactors)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        """In place of ``generate``."""
+        kwargs.setdefault("disable_compile", True)  # the window of a step is decided in Python
+        if self._one_window or self._running:
+            return self._generate(*args, **kwargs)
+        given = inspect.signature(self._generate).bind(*args, **kwargs).arguments
+        given = {**given, **given.pop("kwargs", {})}
+        if self._crossing == "reserve":
+            self._most_tokens = self._limit(given)
+        else:
+            for name in _ASSISTED:
+                if self._setting(given, name):
+                    raise SettingsError(
+                        f"assisted decoding ({name}) drafts tokens across windows; use window='reserve', which gives "
+                        "each row the window of its prompt and all new tokens, or leave it out"
+                    )
+        if self._setting(given, "prefill_chunk_size"):
+            self._prompt = self._prompt_lengths(given)
+        self._running = True
+        try:
+            return self._generate(*args, **kwargs)
+        finally:
+            self._running = False
+            self._prompt = self._most_tokens = self._reserved = self._coming = None
+
+    def _step(self, input_ids: Any, **kwargs: Any) -> Any:
+        """In place of ``prepare_inputs_for_generation``: before it, decides windows and drops keys that do not fit."""
+        if self._one_window:
+            return self._prepare(input_ids, **kwargs)
+        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        past = cached_tokens(cache)
+        embeddings = kwargs.get("inputs_embeds") if kwargs.get("is_first_iteration") else None
+        rows, given = (int(size) for size in (input_ids if embeddings is None else embeddings).shape[:2])
+        new = kwargs.get("next_sequence_length") or given
+        total = past + new
+        lengths = row_lengths(mask, rows, total)
+        if lengths is None:
+            raise RunFailedError(
+                "the attention mask does not tell how long each row is, so no window can be chosen; give generate() a "
+                "padding mask (rows, tokens)"
+            )
+        lengths = self._full(lengths, total)
+        if past and not self._attachment.cache_fits(cache, lengths, new):
+            if input_ids.shape[1] != total:
+                raise RunFailedError(
+                    f"a sequence grew to {max(lengths)} tokens and into another window, and only its last "
+                    f"{input_ids.shape[1]} tokens are known here; give generate() all its token ids, or use "
+                    "window='reserve'"
+                )
+            kwargs["past_key_values"] = self._emptied(cache)
+            kwargs["next_sequence_length"] = None
+        if self._running:
+            self._coming = lengths
+        return self._prepare(input_ids, **kwargs)
+
+    def _full(self, lengths: list[int], padded: int) -> list[int]:
+        """The lengths by which windows are chosen, for rows that hold ``lengths`` tokens so far."""
+        if self._prompt is not None:
+            prompt = _for_rows(self._prompt, len(lengths))
+            lengths = [max(pair) for pair in zip(lengths, prompt, strict=True)]
+        if self._most_tokens is None:
+            return lengths
+        if self._reserved is None:
+            kind, tokens = self._most_tokens
+            new = tokens if kind == "max_new_tokens" else max(tokens - padded, 0)
+            self._reserved = [length + new for length in lengths]
+        return _for_rows(self._reserved, len(lengths))
+
+    def _emptied(self, cache: Any) -> Any:
+        """The same cache with nothing in it, so that whoever handed it in finds the new keys there."""
+        cache.reset()
+        if not cached_tokens(cache):
+            return cache
+        from transformers import DynamicCache  # older versions zero the keys of dynamic caches and keep them
+
+        return DynamicCache(config=self._model.config)
+
+    def _setting(self, given: dict[str, Any], name: str) -> Any:
+        """A setting of this generation, from where transformers takes it."""
+        for place in (given, given.get("generation_config"), getattr(self._model, "generation_config", None)):
+            value = place.get(name) if isinstance(place, dict) else getattr(place, name, None)
+            if value is not None:
+                return value
+        return None
+
+    def _limit(self, given: dict[str, Any]) -> tuple[str, int]:
+        for name in ("max_new_tokens", "max_length"):
+            value = self._setting(given, name)
+            if value is not None:
+                return name, int(value)
+        raise SettingsError("window='reserve' has to know how long the text may become; give generate() max_new_tokens")
+
+    def _prompt_lengths(self, given: dict[str, Any]) -> list[int]:
+        """Full lengths of the prompts, which no chunk of them can tell."""
+        prompt = next(
+            value for name in ("inputs", "input_ids", "inputs_embeds") if (value := given.get(name)) is not None
+        )
+        rows, length = (int(size) for size in prompt.shape[:2])
+        lengths = row_lengths(given.get("attention_mask"), rows, length)
+        if lengths is None or (rows > 1 and given.get("attention_mask") is None):
+            raise SettingsError("prompts that are prefilled in chunks need their padding mask; give attention_mask")
+        return lengths
+
+
+def _in_place_of(original: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that calls ``method`` under the original's signature, which transformers checks its users by."""
+
+    @functools.wraps(original)
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    return stand_in
+
+
+def _for_rows(lengths: list[int], rows: int) -> list[int]:
+    """Lengths of prompts for ``rows`` sequences, several of which may grow from each prompt."""
+    return [length for length in lengths for _ in range(rows // len(lengths))]
