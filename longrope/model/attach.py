@@ -42,6 +42,8 @@ class Attachment:
         self._original = self._architecture.rotary_of(model)
         if isinstance(self._original, RotaryEmbedding):
             raise SettingsError("the model already has a policy attached; detach it first")
+        if getattr(model, "runs_longrope_code", False):
+            raise SettingsError("the model runs the modeling file of its folder; load it with trust_remote_code=False")
         rope = read_rope(model.config)
         policy.reference.check_fits(rope.rope_theta, rope.rotary_dim)
         # Only a model with the same frequencies at every length has frequencies of its own to hand over.
