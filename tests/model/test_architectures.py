@@ -3,9 +3,11 @@
 import pytest
 import torch
 from model_cases import EXTENDED, LONG, ORIGINAL, SHORT, logits_of, longrope_model, random_ids, scaled_model
-from tiny_models import rotary_dim
+from tiny_models import rotary_dim, tiny_config
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
     Cohere2Config,
     FalconConfig,
     Gemma3Config,
@@ -242,6 +244,24 @@ def test_softmax_scale_of_deepseek_is_kept(make_tiny_model, tmp_path):
     assert plain.model.layers[0].self_attn.scaling == scale
     ids = random_ids(100)
     assert_close(logits_of(plain, ids), under(base, factors, ids, "hf"))
+
+
+def test_language_model_of_a_multimodal_model(tmp_path):
+    """The recipe of docs/architectures.md."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(**sizes, image_size=28, patch_size=14)
+    whole = AutoModelForImageTextToText.from_config(
+        LlavaConfig(vision_config=vision, text_config=tiny_config("llama"))
+    ).eval()
+    text = AutoModelForCausalLM.from_config(whole.config.text_config, dtype=whole.dtype)
+    text.model, text.lm_head = whole.model.language_model, whole.lm_head
+    text.save_pretrained(tmp_path)
+    ids = random_ids(100)
+    factors = factors_for("llama", LONG)
+    extended = longrope.load(tmp_path, FactorSchedule((Window(EXTENDED, factors),)))
+    whole.model.language_model.rotary_emb = extended.longrope.rotary
+    extended.longrope.rotary.pin([factors], 100)
+    assert_close(logits_of(extended, ids), logits_of(whole, ids))
 
 
 # What is not in the table
