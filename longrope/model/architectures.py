@@ -27,10 +27,12 @@ class Architecture:
         local_layers: how layers that attend to a sliding window by design, and keep the model's own RoPE, get it.
             ``own``: the rotary module knows layer types, and the config has parameters for each. ``shared``: they
             share the parameters and the module of the global layers. None: there are no such layers.
+        sdpa: whether torch's scaled_dot_product_attention can compute its attention.
     """
 
     model_type: str
     local_layers: Literal["own", "shared"] | None = None
+    sdpa: bool = True
 
     def decoder_of(self, model: Any) -> Any:
         """The part that turns token ids into hidden states."""
@@ -89,7 +91,7 @@ ARCHITECTURES = {
         Architecture("qwen3"),
         Architecture("qwen3_moe"),
         Architecture("phi3"),
-        Architecture("gemma2", local_layers="shared"),
+        Architecture("gemma2", local_layers="shared", sdpa=False),  # it caps attention scores
         Architecture("gemma3_text", local_layers="own"),
         Architecture("olmo2"),
         Architecture("granite"),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from longrope.exceptions import SettingsError, UnsupportedModelError
+from longrope.model.architectures import ARCHITECTURES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -125,11 +126,13 @@ class ModelSource:
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
-        folder = self.folder()
+        folder, config = self.folder(), self.load_config()
+        if options.get("attn_implementation"):
+            check_attention(config, options["attn_implementation"])
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
-                config=self.load_config(),
+                config=config,
                 trust_remote_code=self.trust_remote_code,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -231,6 +234,16 @@ def fingerprint(folder: Path) -> str:
                 stream.seek(offset)
                 digest.update(stream.read(_CHUNK))
     return digest.hexdigest()[:16]
+
+
+def check_attention(config: Any, attention: str) -> None:
+    """Raise SettingsError unless the attention implementation can compute the architecture."""
+    row = ARCHITECTURES.get(str(getattr(config, "model_type", None)))
+    if attention == "sdpa" and row is not None and not row.sdpa:
+        raise SettingsError(
+            f"attention 'sdpa' cannot compute what model type {row.model_type!r} needs; use flash_attention_2, or "
+            "eager, whose memory grows with the square of the length"
+        )
 
 
 def _check_device(device: str, elsewhere: bool) -> None:

@@ -18,7 +18,7 @@ from longrope.data.samples import Sample, SampleSet, draw_samples
 from longrope.exceptions import RunExistsError
 from longrope.files import write_text_atomically
 from longrope.lengths import format_length
-from longrope.model.load import ModelSource, fingerprint, resolve_source
+from longrope.model.load import ModelSource, check_attention, fingerprint, resolve_source
 from longrope.model.rope_config import ModelRope, read_rope
 from longrope.search.comparison import held_out_samples
 from longrope.search.evaluation import EvaluationPool
@@ -72,6 +72,7 @@ def open_model(name: str, execution: ExecutionSettings, revision: str | None = N
     )
     folder = source.folder()
     config = source.load_config()
+    check_attention(config, source.attention)  # here, before evaluators start
     rope = read_rope(config, folder)
     return LoadedModel(source, rope, source.load_tokenizer(), fingerprint(folder), config)
 

@@ -50,6 +50,13 @@ def test_attention_is_the_one_asked_for(folder, attention):
     assert model.config._attn_implementation == attention
 
 
+def test_attention_that_cannot_compute_the_model_is_refused(make_tiny_model, tmp_path):
+    make_tiny_model("gemma2").save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match="'sdpa' cannot compute what model type 'gemma2' needs; use flash_att"):
+        ModelSource(str(tmp_path)).load_model()
+    assert ModelSource(str(tmp_path), attention="eager").load_model().config._attn_implementation == "eager"
+
+
 def test_model_with_tied_embeddings_is_complete(make_tiny_model, tmp_path):
     make_tiny_model(tie_word_embeddings=True).save_pretrained(tmp_path)
     model = ModelSource(str(tmp_path)).load_model()
