@@ -10,6 +10,7 @@ window while it is generated has its cache computed anew, once.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -110,14 +111,19 @@ class LongRopeLlamaForCausalLM(Base):
             decoder.layers[index].register_forward_pre_hook(use_plain, with_kwargs=True)
         self._coming: list[int] | None = None
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
+    def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; assisted decoding and prefilling in chunks are refused."""
-        settings = kwargs.get("generation_config") or self.generation_config
+        settings = generation_config or self.generation_config
         for name in (*_ASSISTED, "prefill_chunk_size"):
             if kwargs.get(name) or getattr(settings, name, None):
                 raise ValueError(f"{name} would mix windows in this model; leave it out, or use the longrope package")
+        if generation_config is None:  # the window of a step is decided in Python, which is not compiled
+            kwargs["disable_compile"] = True
+        else:
+            generation_config = copy.copy(generation_config)
+            generation_config.disable_compile = True
         try:
-            return super().generate(*args, **{"disable_compile": True, **kwargs})
+            return super().generate(inputs, generation_config, *args, **kwargs)
         finally:
             self._coming = None
 

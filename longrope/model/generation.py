@@ -8,6 +8,7 @@ window of its prompt and all new tokens from the start (``reserve``), and nothin
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -68,11 +69,18 @@ class Generation:
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         """In place of ``generate``."""
-        kwargs.setdefault("disable_compile", True)  # the window of a step is decided in Python
+        call = inspect.signature(self._generate).bind(*args, **kwargs)
+        given = {**call.arguments, **call.arguments.get("kwargs", {})}
+        if not self._setting(given, "disable_compile"):  # the window of a step is decided in Python
+            config = copy.copy(given.get("generation_config"))
+            if config is None:
+                kwargs["disable_compile"] = True
+            else:
+                config.disable_compile = True
+                call.arguments["generation_config"] = config
+                args, kwargs = call.args, call.kwargs
         if self._one_window or self._running:
             return self._generate(*args, **kwargs)
-        given = inspect.signature(self._generate).bind(*args, **kwargs).arguments
-        given = {**given, **given.pop("kwargs", {})}
         if self._crossing == "reserve":
             self._most_tokens = self._limit(given)
         else:

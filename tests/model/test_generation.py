@@ -6,7 +6,7 @@ import pytest
 import torch
 from model_cases import EXTENDED, LONG, ORIGINAL, SHORT, longrope_model, random_ids
 from tiny_models import rotary_dim
-from transformers import StaticCache
+from transformers import GenerationConfig, StaticCache
 
 from longrope.exceptions import RunFailedError, SettingsError
 from longrope.model.attach import attach, attached
@@ -265,6 +265,19 @@ def test_unknown_crossing_is_refused_and_nothing_is_changed(make_tiny_model):
 
 
 # Living together with others
+
+
+@pytest.mark.parametrize("window", ["recompute", "reserve"])
+def test_settings_in_an_object(make_tiny_model, window, caplog):
+    model = make_tiny_model()
+    ids = random_ids(ORIGINAL - 4)
+    settings = GenerationConfig(max_new_tokens=12, do_sample=False)
+    with attached(model, three_windows(), window=window):
+        expected = generate(model, ids, new=12, eos_token_id=2)
+        assert model.generate(ids, settings, attention_mask=torch.ones_like(ids)).tolist() == expected.tolist()
+        assert model.generate(ids, generation_config=settings).tolist() == expected.tolist()
+    assert settings.disable_compile is None
+    assert "deprecated" not in caplog.text
 
 
 def test_a_failed_generation_leaves_nothing_behind(make_tiny_model):
