@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --co
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format wheel-check clean
+.PHONY: help demo test test-engines lint format wheel-check clean
 
 help: ## show this list
 	@echo "longrope: what make can do (each command sets up what it needs)"
@@ -19,7 +19,10 @@ demo: $(VENV)/.ready-demo ## extend the embedded model's window and show what it
 
 # One thread a process: pytest-xdist fills the cores.
 test: $(VENV)/.ready-test ## run the tests; PYTEST_ARGS="tests/rope -k yarn" runs a part
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not engines" $(PYTEST_ARGS)
+
+test-engines: $(VENV)/.ready-engines ## compare perplexities with llama.cpp, which is built first
+	@$(BIN)/python -m pytest -m engines -s tests/engines
 
 lint: $(VENV)/.ready-test ## check style and types
 	@$(BIN)/ruff check
@@ -44,10 +47,17 @@ clean: ## remove the venv and what was built
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.ready-demo: EXTRAS := report
-$(VENV)/.ready-test: EXTRAS := search,report,data,dev
+$(VENV)/.ready-test: EXTRAS := search,report,data,gguf,dev
 $(VENV)/.ready-%: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing longrope[$(EXTRAS)] into $(VENV) (the first time takes minutes: PyTorch is large)"
 	@$(PIP_INSTALL) --editable ".[$(EXTRAS)]"
+	@touch $@
+
+# A build without the multimodal part, from the source distribution that constraints.txt names.
+$(VENV)/.ready-engines: $(VENV)/.ready-test
+	@echo "Building llama-cpp-python into $(VENV) (6 minutes on 2 cores; needs a C++ compiler)"
+	@CMAKE_BUILD_PARALLEL_LEVEL=$${CMAKE_BUILD_PARALLEL_LEVEL:-2} CMAKE_ARGS=-DLLAVA_BUILD=OFF \
+		$(PIP_INSTALL) llama-cpp-python
 	@touch $@
 
 $(BIN)/pip:
