@@ -138,10 +138,12 @@ class LongRopeLlamaForCausalLM(Base):
         if past and self._windows(lengths) != getattr(cache, _CACHED, None):
             if input_ids.shape[1] != total:
                 raise RuntimeError("the text grew into another window of its RoPE; give generate() all its token ids")
-            cache.reset()
-            if cache.get_seq_length():  # older versions of transformers keep the keys of dynamic caches
-                cache = DynamicCache(config=self.config)
-            kwargs.update(past_key_values=cache, next_sequence_length=None)
+            if isinstance(cache, DynamicCache):  # whose reset() keeps zeroed keys in some versions
+                fresh = vars(DynamicCache(config=self.config))
+                vars(cache).update({name: fresh[name] for name in ("layers", "layer_class_to_replicate")})
+            else:
+                cache.reset()
+            kwargs["next_sequence_length"] = None
         self._coming = lengths
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
 

@@ -144,12 +144,19 @@ class Generation:
 
     def _emptied(self, cache: Any) -> Any:
         """The same cache with nothing in it, so that whoever handed it in finds the new keys there."""
-        cache.reset()
-        if not cached_tokens(cache):
-            return cache
-        from transformers import DynamicCache  # older versions zero the keys of dynamic caches and keep them
+        from transformers import DynamicCache
 
-        return DynamicCache(config=self._model.config)
+        if isinstance(cache, DynamicCache):  # whose reset() keeps zeroed keys in some versions
+            fresh = vars(DynamicCache(config=self._model.config))
+            vars(cache).update({name: fresh[name] for name in ("layers", "layer_class_to_replicate") if name in fresh})
+        else:
+            cache.reset()
+        if cached_tokens(cache):
+            raise RunFailedError(
+                f"a text grew into another window, and its {type(cache).__name__} cannot be emptied; use "
+                "window='reserve' or a dynamic cache"
+            )
+        return cache
 
     def _setting(self, given: dict[str, Any], name: str) -> Any:
         """A setting of this generation, from where transformers takes it."""
