@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from longrope import __version__
 from longrope.cli.apply import apply
 from longrope.cli.demo import demo
+from longrope.cli.export import export
 from longrope.cli.import_factors import import_factors
 from longrope.cli.readjust import readjust
 from longrope.cli.search import search
@@ -63,6 +64,7 @@ def _options(
 for command in (search, readjust, show, apply, demo):
     app.command()(command)
 app.command("import")(import_factors)
+app.add_typer(export, name="export")
 
 
 def _show_warning(
