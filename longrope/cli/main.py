@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from longrope import __version__
 from longrope.cli.apply import apply
+from longrope.cli.check import check
 from longrope.cli.demo import demo
 from longrope.cli.export import export
 from longrope.cli.import_factors import import_factors
@@ -61,7 +62,7 @@ def _options(
     """Extend the context window of RoPE language models the LongRoPE way."""
 
 
-for command in (search, readjust, show, apply, demo):
+for command in (search, readjust, show, apply, check, demo):
     app.command()(command)
 app.command("import")(import_factors)
 app.add_typer(export, name="export")

@@ -8,7 +8,6 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, LlamaConfig
@@ -396,7 +395,7 @@ def test_import_and_export_are_inverse(tmp_path):
     assert import_config(tmp_path / "config.json", "a model").factors == schedule
 
 
-def test_importing_changes_nothing_and_says_nothing(tmp_path, capsys):
+def test_importing_changes_nothing_and_says_nothing(tmp_path, capsys, caplog):
     path = write_config(
         tmp_path, "phi3", **spelled(4, "su", {**LISTS, "short_mscale": 1.2, "long_mscale": 1.3}, "type"), **NESTED
     )
@@ -406,4 +405,4 @@ def test_importing_changes_nothing_and_says_nothing(tmp_path, capsys):
         import_config(path, "a model")
     assert path.read_bytes() == before
     assert capsys.readouterr() == ("", "")
-    assert torch.get_default_dtype() == torch.float32
+    assert caplog.records == []
