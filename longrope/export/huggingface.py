@@ -1,34 +1,41 @@
 """Write a model folder that plain transformers loads with our factors, in the form of its rope type ``longrope``.
 
 Plain transformers has two lists of factors and one attention factor, and no n_hat. What does not fit is either
-refused (n_hat) or said (more windows, attention factors that differ).
+refused (n_hat) or said (more windows, attention factors that differ). A modeling file in the folder, run with
+``trust_remote_code``, does it all.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from longrope.exceptions import RunExistsError
-from longrope.export import n_hat
+from longrope.exceptions import FactorsError, SettingsError, UnsupportedModelError
+from longrope.export.card import CARD_FILE, Card, write_card
+from longrope.export.code import CODE_FILE, add_code, remove_code
+from longrope.export.config import CONFIG_FORMATS, set_longrope, to_v4, v4_losses
+from longrope.export.folder import refuse_occupied, whole_folder
+from longrope.export.n_hat import without_n_hat as flat
+from longrope.export.two_lists import two_lists
+from longrope.files import write_text_atomically
 from longrope.lengths import format_length
-from longrope.model.architectures import architecture_for
 from longrope.model.load import ModelSource
-from longrope.model.rope_config import SCHEDULE_FILE, read_rope
+from longrope.model.rope_config import SCHEDULE_FILE, ModelRope, read_rope
 from longrope.rope.factors import RopeFactors
 from longrope.rope.policy import FactorSchedule, Window
 
-_WEIGHTS = (".safetensors", ".safetensors.index.json")
-_REPLACED = {"config.json", SCHEDULE_FILE}
-_KEPT = ("rope_theta", "partial_rotary_factor")
-_FOREIGN = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
+_WEIGHTS, _INDEX = ".safetensors", "model.safetensors.index.json"
+_REPLACED = {"config.json", SCHEDULE_FILE, CARD_FILE, CODE_FILE}
+_FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".gguf", ".onnx")
+# The model once more in Mistral's own form, which vLLM would prefer and which knows nothing of the factors.
+_FOREIGN_NAMES = ("consolidated", "params.json")
 
 
 @dataclass(frozen=True)
@@ -41,117 +48,173 @@ class Exported:
 
 
 def export_folder(
-    source: ModelSource, factors: RopeFactors | FactorSchedule, output: str | Path, without_n_hat: bool = False
+    source: ModelSource,
+    factors: RopeFactors | FactorSchedule,
+    output: str | Path,
+    without_n_hat: bool = False,
+    *,
+    short_window: int | None = None,
+    single_list: bool = False,
+    config_format: str = "v5",
+    code: bool = False,
+    config_only: bool = False,
+    copy: bool = False,
+    name: str | None = None,
 ) -> Exported:
-    """Write ``output``: config, weights (hard-linked where possible), tokenizer, and the schedule in longrope.json.
+    """Write ``output``: config, weights, tokenizer, the schedule in longrope.json, and a model card.
 
     Args:
         source: the model the factors were made for.
         factors: of one window, which is put on top of the model's present ones, or a whole schedule.
         without_n_hat: replace factors with n_hat > 0 by the best candidate with n_hat = 0 of the same search.
+        short_window: length of the window that becomes the short list of plain transformers; see
+            :func:`longrope.export.two_lists.two_lists`.
+        single_list: write the long list as the short one as well, for engines that keep their cache where the lists
+            change.
+        config_format: ``v5``, or ``v4`` for transformers 4 and other older readers.
+        code: add the modeling file that has n_hat and all windows with ``trust_remote_code``.
+        config_only: write no weights.
+        copy: copy the weights even where they could be hard-linked.
+        name: what the card calls the folder, for example its future hub id; the folder's own name when not given.
 
     Raises:
         FactorsError: if the factors do not fit the model, or need n_hat.
+        SettingsError: if the options contradict each other or the schedule.
+        UnsupportedModelError: if the model has no complete safetensors weights, or its architecture is not supported.
         RunExistsError: if ``output`` exists and is not empty.
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise RunExistsError(f"output {output} exists and is not empty; choose another folder")
+    refuse_occupied(output)
+    if config_format not in CONFIG_FORMATS:
+        raise SettingsError(f"config format {config_format!r} is not known; use {' or '.join(CONFIG_FORMATS)}")
     folder = source.folder()
     config = source.load_config()
     rope = read_rope(config, folder)
-    if isinstance(factors, RopeFactors):
-        factors.check_fits(rope.rope_theta, rope.rotary_dim)
-        schedule = rope.extended_by(factors)
-    else:
-        factors.reference.check_fits(rope.rope_theta, rope.rotary_dim)
-        schedule = factors
-    schedule = FactorSchedule(
-        tuple(Window(each.max_length, n_hat.without_n_hat(each.factors, without_n_hat)) for each in schedule.windows)
+    window = config.max_position_embeddings
+    schedule = _schedule(rope, factors)
+    if not code:
+        schedule = FactorSchedule(
+            tuple(Window(each.max_length, flat(each.factors, without_n_hat)) for each in schedule.windows)
+        )
+    remove_code(config)
+    if getattr(config, "auto_map", "") is None:  # transformers cannot read null there
+        del config.auto_map
+    losses = set_longrope(config, schedule, short_window, single_list)
+    lists = two_lists(schedule, short_window, single_list)
+    if config_format == "v4":
+        losses += v4_losses(config.model_type, lists)
+    weights = [] if config_only else _weights(folder)
+    card = Card(
+        name=name or output.resolve().name,
+        model=source.name,
+        revision=source.revision,
+        source=folder,
+        config=config,
+        schedule=schedule,
+        lists=lists,
+        losses=losses,
+        code=code,
+        weights=bool(weights),
+        options=_options(short_window, single_list, config_format, code, config_only),
     )
-    losses = set_longrope(config, schedule)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    try:
-        os.chmod(temporary, 0o755)
-        config.save_pretrained(temporary)
-        schedule.save(temporary / SCHEDULE_FILE)
-        for path in sorted(folder.iterdir()):
-            if path.name not in _REPLACED and path.is_file() and not path.name.endswith(_FOREIGN):
-                _place(path, temporary / path.name, link=path.name.endswith(_WEIGHTS))
-        _set_tokenizer_length(temporary / "tokenizer_config.json", schedule.windows[-1].max_length)
-        if output.exists():
-            output.rmdir()
-        os.replace(temporary, output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with whole_folder(output) as written, _quiet_transformers():
+        if code:
+            add_code(written, config, schedule)
+        config.save_pretrained(written)
+        if config_format == "v4":
+            _edit_json(written / "config.json", to_v4)
+        schedule.save(written / SCHEDULE_FILE)
+        for path in weights:
+            _place(path, written / path.name, link=not copy)
+        for path in _others(folder):
+            _place(path, written / path.name, link=False)
+        longest = schedule.windows[-1].max_length
+        _edit_json(written / "tokenizer_config.json", lambda settings: {**settings, "model_max_length": longest})
+        _edit_json(written / "generation_config.json", lambda settings: _longer(settings, window, longest))
+        write_card(card, written)
     return Exported(output, schedule, losses)
 
 
-def set_longrope(config: Any, schedule: FactorSchedule) -> tuple[str, ...]:
-    """Write a schedule into a transformers v5 config as rope type ``longrope``.
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No warnings of keys in the rope parameters that are meant for other engines."""
+    from transformers.utils import logging
 
-    The short list is what the schedule gives a sequence of the pretraining length.
-    The original length goes to the top level and into the parameters, with ``factor`` its exact ratio, because
-    readers differ in which they take.
-
-    Returns:
-        What plain transformers will do differently from the schedule, a line each.
-    """
-    long = schedule.windows[-1]
-    original = long.factors.original_length
-    short = schedule.window_for(original)
-    config.max_position_embeddings = long.max_length
-    config.original_max_position_embeddings = original
-    architecture = architecture_for(config)
-    present = architecture.rope_parameters_of(config)
-    kept = {name: present[name] for name in _KEPT if name in present}
-    parameters = {
-        **kept,
-        "rope_type": "longrope",
-        "short_factor": list(short.factors.lambdas),
-        "long_factor": list(long.factors.lambdas),
-        "original_max_position_embeddings": original,
-        "factor": long.max_length / original,
-        "attention_factor": long.factors.attention_factor,
-    }
-    if present.get("rope_type") != "default" and present.get("mscale_all_dim"):
-        # deepseek_v3 makes its softmax scale of these whatever the rope type; its attention was trained with it.
-        parameters.update({name: present[name] for name in ("mscale", "mscale_all_dim", "factor") if name in present})
-    architecture.set_rope_parameters(config, parameters)
-    return tuple(_losses(schedule, short, long))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
-def _losses(schedule: FactorSchedule, short: Window, long: Window) -> Iterator[str]:
-    """Which lengths plain transformers gives other factors than the schedule."""
-    original = long.factors.original_length
-    below = 0
-    for window in schedule.windows:
-        edges = sorted({below, window.max_length} | ({original} if below < original < window.max_length else set()))
-        for start, stop in pairwise(edges):
-            used = short if stop <= original else long
-            lengths = f"sequences of {start + 1} to {format_length(stop)} tokens"
-            if window.factors.lambdas != used.factors.lambdas:
-                yield (
-                    f"{lengths} get the factors of window {format_length(used.max_length)} instead of those of "
-                    f"{format_length(window.max_length)}: plain transformers has two lists, divided at "
-                    f"{format_length(original)}"
-                )
-            if window.factors.attention_factor != long.factors.attention_factor:
-                yield (
-                    f"{lengths} get attention factor {long.factors.attention_factor:.4f} instead of "
-                    f"{window.factors.attention_factor:.4f}: plain transformers has one for both lists"
-                )
-        below = window.max_length
+def _schedule(rope: ModelRope, factors: RopeFactors | FactorSchedule) -> FactorSchedule:
+    reference = factors if isinstance(factors, RopeFactors) else factors.reference
+    reference.check_fits(rope.rope_theta, rope.rotary_dim)
+    if reference.original_length != rope.original_length:
+        raise FactorsError(
+            f"the factors have original_length {format_length(reference.original_length)}, the model was pretrained on "
+            f"{format_length(rope.original_length)} tokens; use factors searched on this model"
+        )
+    return rope.extended_by(factors) if isinstance(factors, RopeFactors) else factors
 
 
-def _set_tokenizer_length(path: Path, length: int) -> None:
-    """Tell the tokenizer the new window; all else about it stays as it was written."""
-    if path.exists():
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        settings["model_max_length"] = length
-        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _options(short_window: int | None, single_list: bool, config_format: str, code: bool, config_only: bool) -> str:
+    """The options of the command line that write the same folder again."""
+    words = ["--short-window", format_length(short_window)] if short_window is not None else []
+    words += ["--config-format", config_format] if config_format != "v5" else []
+    flags = {"--single-list": single_list, "--code": code, "--config-only": config_only}
+    return shlex.join([*words, *(name for name, chosen in flags.items() if chosen)])
+
+
+def _is_foreign(path: Path) -> bool:
+    return path.name.endswith(_FOREIGN) or path.name.startswith(_FOREIGN_NAMES)
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The weight files of the model, complete."""
+    weights = [path for path in sorted(folder.glob(f"*{_WEIGHTS}")) if not _is_foreign(path)]
+    if not weights:
+        raise UnsupportedModelError(
+            f"{folder} holds no *.safetensors weights; convert the model to safetensors first, or add --config-only"
+        )
+    index = folder / _INDEX
+    if not index.exists():
+        return weights
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UnsupportedModelError(f"{index} is not an index of safetensors; is the folder complete?") from None
+    missing = sorted(named - {path.name for path in weights})
+    if missing:
+        raise UnsupportedModelError(
+            f"{folder} lacks the weights {missing[0]}, which its index names; download it again"
+        )
+    return [*weights, index]
+
+
+def _others(folder: Path) -> Iterable[Path]:
+    """The files beside weights and config: the tokenizer, a license, code of the model, ..."""
+    for path in sorted(folder.iterdir()):
+        skipped = path.name in _REPLACED or path.name == _INDEX or path.name.endswith(_WEIGHTS) or _is_foreign(path)
+        if path.is_file() and not skipped:
+            yield path
+
+
+def _longer(settings: dict[str, Any], window: int, longest: int) -> dict[str, Any]:
+    """Generation settings that ended at the old window end at the new one."""
+    return {**settings, "max_length": longest} if settings.get("max_length") == window else settings
+
+
+def _edit_json(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change an object in a file of the new folder; all else in the file stays as it was written."""
+    if not path.exists():
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnsupportedModelError(f"{path.name} of the model is not valid JSON: {error}") from None
+    write_text_atomically(path, json.dumps(change(content), indent=2, ensure_ascii=False) + "\n")
 
 
 def _place(path: Path, target: Path, link: bool) -> None:

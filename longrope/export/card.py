@@ -1,0 +1,153 @@
+"""The model card of an exported folder: what it is, how to serve it, how the factors were made, what was measured."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longrope import __version__
+from longrope.export.recipe import method, model_name, recipe
+from longrope.export.serving import serving
+from longrope.export.two_lists import TwoLists
+from longrope.files import write_text_atomically
+from longrope.lengths import format_length
+from longrope.rope.policy import FactorSchedule
+
+CARD_FILE = "README.md"
+ORIGINAL_CARD_FILE = "README.original.md"
+_MARK = "<!-- This card was written by `longrope apply`"
+_CARRIED = ("license", "license_name", "license_link", "language")
+_PAPER = "[LongRoPE](https://arxiv.org/abs/2402.13753)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What the card tells of.
+
+    Attributes:
+        name: what stands for the folder in titles and commands.
+        model: the folder or hub id of the model.
+        revision: its commit on the hub.
+        source: the local folder of the model, with its own card.
+        config: the transformers config.
+        schedule: what sequences are to use.
+        lists: what engines with two lists read.
+        losses: what plain transformers does differently.
+        code: whether the folder holds the modeling file.
+        weights: whether it holds the weights.
+        options: those of ``longrope apply`` beside the model, the factors and the output.
+    """
+
+    name: str
+    model: str
+    revision: str | None
+    source: Path
+    config: Any
+    schedule: FactorSchedule
+    lists: TwoLists
+    losses: tuple[str, ...]
+    code: bool
+    weights: bool
+    options: str
+
+
+def write_card(card: Card, folder: Path) -> None:
+    """Write the card into ``folder``, which is complete but for it, and the model's own card beside it."""
+    own = card.source / CARD_FILE
+    if own.is_file() and _MARK not in own.read_text(encoding="utf-8", errors="replace"):
+        shutil.copyfile(own, folder / ORIGINAL_CARD_FILE)
+    write_text_atomically(folder / CARD_FILE, _text(card, folder))
+
+
+def _text(card: Card, folder: Path) -> str:
+    lists = card.lists
+    window, original = format_length(lists.long.max_length), format_length(lists.original_length)
+    base = _base_model(card)
+    shown = f"[{base}](https://huggingface.co/{base})" if isinstance(base, str) else f"`{model_name(card.model)}`"
+    weights = (
+        "The weights are those of the model, unchanged."
+        if card.weights
+        else "This folder holds no weights: lay its files over those of the model."
+    )
+    parts = [
+        f"---\n{_metadata(card, base)}\n---",
+        f"{_MARK} of longrope {__version__}. -->",
+        f"# {card.name}",
+        f"{shown} with a context window of {window} tokens: its rotary position embedding is rescaled by factors of "
+        f"{_PAPER}. It was pretrained on {original} tokens. {weights}",
+    ]
+    if (folder / ORIGINAL_CARD_FILE).exists():
+        parts.append(f"The model's own card is [{ORIGINAL_CARD_FILE}]({ORIGINAL_CARD_FILE}).")
+    parts += [
+        "## Windows",
+        "A sequence uses the first window that holds it, from its first token on. n_hat start tokens keep their plain "
+        "angles, the attention factor multiplies cosine and sine, and lambda divides the frequencies. All numbers are "
+        "in `longrope.json`.",
+        _windows(card.schedule),
+        "## Serving",
+        *serving(folder, card.name, lists, card.losses, card.code),
+        "## How the factors were made",
+        *recipe(card.schedule),
+        "## This folder again",
+        f"    {_apply(card)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _windows(schedule: FactorSchedule) -> str:
+    lines = [
+        "| up to | n_hat | attention factor | lambda, first to last pair | from |",
+        "|---:|---:|---:|---|---|",
+    ]
+    for window in schedule.windows:
+        factors = window.factors
+        lines.append(
+            f"| {format_length(window.max_length)} | {factors.n_hat} | {factors.attention_factor:.6g} | "
+            f"{factors.lambdas[0]:g} to {factors.lambdas[-1]:g} | {method(factors)} |"
+        )
+    return "\n".join(lines)
+
+
+def _apply(card: Card) -> str:
+    revision = f" --model-revision {card.revision}" if card.revision else ""
+    options = f" {card.options}" if card.options else ""
+    return f"longrope apply {model_name(card.model)}{revision} --factors longrope.json{options} --output FOLDER"
+
+
+def _metadata(card: Card, base: Any) -> str:
+    from huggingface_hub import ModelCardData
+
+    carried = {name: value for name, value in _source_metadata(card.source).items() if name in _CARRIED}
+    if "license" not in carried and isinstance(getattr(card.config, "license", None), str):
+        carried["license"] = card.config.license
+    data = ModelCardData(
+        base_model=base,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["longrope", "rope", "long-context"],
+        **carried,
+    )
+    return str(data.to_yaml())
+
+
+def _source_metadata(folder: Path) -> dict[str, Any]:
+    """The metadata of the model's own card; empty where there is none that can be read."""
+    import yaml
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        return dict(metadata_load(folder / CARD_FILE) or {})
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def _base_model(card: Card) -> Any:
+    """The model's hub id; for a folder that is no download, what its own card says it was made from."""
+    if not Path(card.model).is_dir():
+        return card.model
+    repository = card.source.resolve().parent.parent.name
+    if card.source.resolve().parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/", 1)
+    return _source_metadata(card.source).get("base_model")
