@@ -36,19 +36,19 @@ def serve(folder: Folder, longest: int) -> Service:
     original = folder.original
     short, long = rotary.applied(min(original, longest)), rotary.applied(longest)
     same = (short.lambdas, short.attention_factor) == (long.lambdas, long.attention_factor)
-    notes = []
+    notes, mismatches = [], []
     if same:
         crossing = "never: both lists are the same"
     elif folder.model_type in _RECOMPUTES:
         crossing = f"generation that grows above {format_length(original)} tokens recomputes its cache once"
     else:
-        crossing = (
-            f"generation that grows above {format_length(original)} tokens keeps the cache of the short list and goes "
-            "wrong; longrope.load, a folder written with --code, or use_cache=False do not"
+        crossing = f"generation that grows above {format_length(original)} tokens keeps the cache of the short list"
+        mismatches.append(
+            f"a text that grows above {format_length(original)} tokens while it is generated goes on with keys of the "
+            "other list; longrope.load, a folder written with --code or --single-list, or use_cache=False do not"
         )
     if not same:
         notes.append("the longest row decides for the whole batch: a short one beside it gets the long list")
-    mismatches = []
     if folder.rope.architecture.local_layers == "shared" and folder.reference != FROM_CONFIG:
         mismatches.append(
             "layers with a sliding window are rescaled like the others; they were measured with the model's own RoPE"

@@ -59,7 +59,7 @@ class Service:
         boundaries: lengths at which ``applied`` may change, each the last of its kind.
         ignored: settings of the model that the engine does not read, a line each.
         notes: what else a user should know, a line each.
-        mismatches: what differs from the measurement at every length, a line each.
+        mismatches: what differs from the measurement beside lists and attention factors, a line each.
         has_n_hat: whether the engine knows n_hat and any number of windows.
     """
 
