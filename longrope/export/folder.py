@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from longrope.exceptions import RunExistsError
@@ -31,7 +31,8 @@ def whole_folder(output: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.{_MARK}"))
     lock = os.open(temporary, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # ends with this process, however that ends
+        with suppress(OSError):  # some network file systems lock no folders, and nothing is removed there
+            fcntl.flock(lock, fcntl.LOCK_EX)  # ends with this process, however that ends
         os.chmod(temporary, 0o755)
         yield temporary
         refuse_occupied(output)

@@ -101,7 +101,9 @@ def _differences(report: Report) -> Iterator[str]:
     for what, group in groupby(report.rows, key=_difference):
         together = list(group)
         if what:
-            yield f"{together[0].first} to {format_length(together[-1].last)} tokens get {what}"
+            first, last = together[0].first, together[-1].last
+            since = f"{first} to " if first < last else ""
+            yield f"{since}{format_length(last)} tokens get {what}"
 
 
 def _difference(row: Row) -> str:

@@ -75,6 +75,17 @@ def test_folders_of_living_exports_stay(tmp_path):
     assert names(tmp_path / "out") == ["a"]
 
 
+def test_file_systems_without_locks_will_do(tmp_path, monkeypatch):
+    def no_locks(descriptor, operation):
+        raise OSError(9, "Bad file descriptor")
+
+    (tmp_path / ".out.longrope-12345678").mkdir()
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with whole_folder(tmp_path / "out") as written:
+        (written / "a").write_text("1")
+    assert names(tmp_path) == [".out.longrope-12345678", "out"]
+
+
 def test_full_disk_leaves_nothing(make_tiny_model, tmp_path, monkeypatch):
     source = save(make_tiny_model(), tmp_path / "model")
 
