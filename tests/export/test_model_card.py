@@ -170,6 +170,18 @@ def test_download_names_its_repository(source, tmp_path):
     assert card_of(folder).data.base_model == "some-org/some--model"
 
 
+def test_model_of_the_hub_is_named_with_its_revision(source, tmp_path, monkeypatch):
+    folder = source.folder()
+    monkeypatch.setattr(
+        ModelSource, "folder", lambda self: folder if self.name == "some-org/model" else Path(self.name)
+    )
+    written = export_folder(ModelSource("some-org/model", "v2"), two_windows(), tmp_path / "out").folder
+    assert card_of(written).data.base_model == "some-org/model"
+    text = card_of(written).text
+    assert "[some-org/model](https://huggingface.co/some-org/model) with a context window" in text
+    assert "longrope apply some-org/model --model-revision v2 --factors" in text
+
+
 def test_folder_without_weights_says_so(source, tmp_path):
     folder = export_folder(source, two_windows(), tmp_path / "out", config_only=True).folder
     assert "This folder holds no weights" in card_of(folder).text
