@@ -36,7 +36,7 @@ def apply(
         bool,
         typer.Option(
             "--single-list",
-            help="The long factors for short texts too, for engines that do not recompute the cache between lists.",
+            help="Leave shorter windows out: the long factors for all texts, for engines with one list.",
             rich_help_panel=_FACTORS,
         ),
     ] = False,

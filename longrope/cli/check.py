@@ -19,11 +19,11 @@ def check(
     engine: Annotated[str, typer.Option("--engine", help="hf, vllm, sglang, llama.cpp, exllama or mlx.")],
     max_length: Annotated[
         str | None,
-        typer.Option(help="Longest sequence to serve [the whole window]. vLLM, llama.cpp and exllama choose by it."),
+        typer.Option(help="Longest sequence to serve (the whole window). vLLM, llama.cpp and exllama choose by it."),
     ] = None,
     factors: Annotated[
         Path | None,
-        typer.Option(help="What was measured (JSON) [longrope.json beside the model].", metavar="FILE"),
+        typer.Option(help="What was measured, JSON (longrope.json beside the model).", metavar="FILE"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

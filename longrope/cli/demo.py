@@ -16,7 +16,7 @@ def demo(
     output: Annotated[str, typer.Option("--output", "-o", help="Folder that receives the results.")] = "longrope-demo",
     max_evaluations: Annotated[int, typer.Option(help="Candidates to score.")] = 128,
     seed: Annotated[int, typer.Option(help="Decides the samples and every random choice.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Evaluators [one a core].")] = None,
+    workers: Annotated[int | None, typer.Option(help="Evaluators (one a core).")] = None,
     executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
     resume: o.Resume = False,
 ) -> None:

@@ -45,7 +45,7 @@ def import_factors(
         str | None, typer.Option(help="Tokens of the pretraining, instead of --model.", rich_help_panel=_TABLE)
     ] = None,
     attention_factor: Annotated[
-        str | None, typer.Option(help="su, yarn, present, none or a number [su].", rich_help_panel=_TABLE)
+        str | None, typer.Option(help="su, yarn, present, none or a number (su).", rich_help_panel=_TABLE)
     ] = None,
     n_hat: Annotated[
         int | None, typer.Option(help="Start tokens that keep their plain angle [0].", rich_help_panel=_TABLE)

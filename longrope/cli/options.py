@@ -67,7 +67,7 @@ NHat = Annotated[
 ]
 LambdaMax = Annotated[float | None, typer.Option(help="Largest lambda.", show_default=False, rich_help_panel=_SEARCH)]
 Workers = Annotated[
-    int | None, typer.Option(help="Evaluators [as many as the machine has room for].", rich_help_panel=_RUN)
+    int | None, typer.Option(help="Evaluators (as many as the machine has room for).", rich_help_panel=_RUN)
 ]
 ThreadsPerWorker = Annotated[int, typer.Option(help="CPU threads of each evaluator.", rich_help_panel=_RUN)]
 GpusPerWorker = Annotated[

@@ -62,7 +62,10 @@ def remove_code(config: Any) -> None:
     known = dict(getattr(config, "auto_map", None) or {})
     if _is_ours(known):
         del known[_AUTO]
-        config.auto_map = known or None
+        if known:
+            config.auto_map = known
+        else:  # transformers cannot read null there
+            del config.auto_map
     if hasattr(config, "longrope"):
         del config.longrope
 

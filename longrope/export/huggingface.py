@@ -69,8 +69,8 @@ def export_folder(
         without_n_hat: replace factors with n_hat > 0 by the best candidate with n_hat = 0 of the same search.
         short_window: length of the window that becomes the short list of plain transformers; see
             :func:`longrope.export.two_lists.two_lists`.
-        single_list: write the long list as the short one as well, for engines that keep their cache where the lists
-            change.
+        single_list: leave out the windows below the longest, so that both lists are the long one, for engines that
+            keep their cache where the lists change or have one list for all lengths.
         config_format: ``v5``, or ``v4`` for transformers 4 and other older readers.
         code: add the modeling file that has n_hat and all windows with ``trust_remote_code``.
         config_only: write no weights.
@@ -87,7 +87,7 @@ def export_folder(
     refuse_occupied(output)
     if config_format not in CONFIG_FORMATS:
         raise SettingsError(f"config format {config_format!r} is not known; use {' or '.join(CONFIG_FORMATS)}")
-    folder = source.folder()
+    folder = source.folder(weights=not config_only)
     config = source.load_config()
     rope = read_rope(config, folder)
     window = config.max_position_embeddings
@@ -97,12 +97,12 @@ def export_folder(
             tuple(Window(each.max_length, flat(each.factors, without_n_hat)) for each in schedule.windows)
         )
     remove_code(config)
-    if getattr(config, "auto_map", "") is None:  # transformers cannot read null there
-        del config.auto_map
     losses = set_longrope(config, schedule, short_window, single_list)
     lists = two_lists(schedule, short_window, single_list)
     if config_format == "v4":
         losses += v4_losses(config.model_type, lists)
+    if single_list:  # what the folder means everywhere, to longrope.load too
+        schedule = FactorSchedule(schedule.windows[-1:])
     weights = [] if config_only else _weights(folder)
     card = Card(
         name=name or output.resolve().name,

@@ -45,8 +45,11 @@ class ModelSource:
     attention: str = "sdpa"
     trust_remote_code: bool = False
 
-    def folder(self) -> Path:
+    def folder(self, weights: bool = True) -> Path:
         """The local folder of the model; downloads a hub model that is not in the cache yet.
+
+        Args:
+            weights: whether the weights are to be there too.
 
         Raises:
             UnsupportedModelError: if there is no such folder and no such model on the hub.
@@ -60,7 +63,12 @@ class ModelSource:
 
         try:
             return Path(
-                snapshot_download(self.name, revision=self.revision, allow_patterns=_NEEDED, ignore_patterns=_FOREIGN)
+                snapshot_download(
+                    self.name,
+                    revision=self.revision,
+                    allow_patterns=_NEEDED,
+                    ignore_patterns=_FOREIGN if weights else [*_FOREIGN, "*.safetensors"],
+                )
             )
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise UnsupportedModelError(
@@ -76,7 +84,7 @@ class ModelSource:
         from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
 
-        folder = self.folder()
+        folder = self.folder(weights=False)
         if not (folder / "config.json").is_file():
             raise UnsupportedModelError(f"{folder} holds no config.json; give a Hugging Face model folder")
         try:
@@ -88,7 +96,7 @@ class ModelSource:
         """The tokenizer that lies with the model."""
         from transformers import AutoTokenizer
 
-        folder = self.folder()
+        folder = self.folder(weights=False)
         try:
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
         except (ValueError, KeyError, TypeError, OSError) as error:

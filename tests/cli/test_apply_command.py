@@ -69,6 +69,9 @@ def test_single_list_without_weights(apply: Run, tmp_path: Path) -> None:
     assert apply("--single-list", "--config-only").code == 0
     parameters = config_of(tmp_path / "out")["rope_parameters"]
     assert parameters["short_factor"] == parameters["long_factor"] == list(LONG.lambdas)
+    schedule = load_factors(tmp_path / "out" / "longrope.json")
+    assert isinstance(schedule, FactorSchedule)
+    assert [window.max_length for window in schedule.windows] == [LONG.target_length]
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
