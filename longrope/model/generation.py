@@ -9,10 +9,11 @@ window of its prompt and all new tokens from the start (``reserve``), and nothin
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
 
 from longrope.exceptions import RunFailedError, SettingsError
 from longrope.model.row_lengths import cached_tokens, row_lengths
@@ -38,14 +39,18 @@ class Generation:
         self._generate = model.generate
         self._prepare = model.prepare_inputs_for_generation
         self._running = False
-        self._prompt: list[int] | None = None  # full lengths of prompts that come in chunks
+        self._chunk: int | None = None  # tokens of a forward pass, where prompts come in chunks
+        self._prompt: tuple[list[int], int] | None = None  # their full lengths, and how many tokens with padding
         self._most_tokens: tuple[str, int] | None = None  # what a row may grow by, or to, where windows are reserved
         self._reserved: list[int] | None = None
         self._coming: list[int] | None = None
         self._methods = {
-            "generate": _in_place_of(self._generate, self._run),
-            "prepare_inputs_for_generation": _in_place_of(self._prepare, self._step),
+            "generate": _StandIn(self._generate, self._run),
+            "prepare_inputs_for_generation": _StandIn(self._prepare, self._step),
         }
+        self._batches = getattr(model, "init_continuous_batching", None)
+        if self._batches is not None:
+            self._methods["init_continuous_batching"] = _StandIn(self._batches, self._start_batches)
         self._replaced = {name: vars(model)[name] for name in self._methods if name in vars(model)}
         for name, method in self._methods.items():
             setattr(model, name, method)
@@ -90,14 +95,25 @@ class Generation:
                         f"assisted decoding ({name}) drafts tokens across windows; use window='reserve', which gives "
                         "each row the window of its prompt and all new tokens, or leave it out"
                     )
-        if self._setting(given, "prefill_chunk_size"):
-            self._prompt = self._prompt_lengths(given)
         self._running = True
         try:
+            self._chunk = self._setting(given, "prefill_chunk_size")
+            if self._chunk:
+                self._before_chunks(given)
             return self._generate(*args, **kwargs)
         finally:
             self._running = False
-            self._prompt = self._most_tokens = self._reserved = self._coming = None
+            self._chunk = self._prompt = self._most_tokens = self._reserved = self._coming = None
+
+    def _start_batches(self, *args: Any, **kwargs: Any) -> Any:
+        """In place of ``init_continuous_batching``, where ``generate_batch`` begins."""
+        if not self._one_window:
+            raise SettingsError(
+                "continuous batching packs texts of several lengths into one pass, which cannot tell their windows; "
+                "use generate(), or pin(length) before starting"
+            )
+        assert self._batches is not None
+        return self._batches(*args, **kwargs)
 
     def _step(self, input_ids: Any, **kwargs: Any) -> Any:
         """In place of ``prepare_inputs_for_generation``: before it, decides windows and drops keys that do not fit."""
@@ -105,7 +121,8 @@ class Generation:
             return self._prepare(input_ids, **kwargs)
         mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         past = cached_tokens(cache)
-        embeddings = kwargs.get("inputs_embeds") if kwargs.get("is_first_iteration") else None
+        prompt = kwargs.get("inputs_embeds")
+        embeddings = prompt if kwargs.get("is_first_iteration") else None
         rows, given = (int(size) for size in (input_ids if embeddings is None else embeddings).shape[:2])
         new = kwargs.get("next_sequence_length") or given
         total = past + new
@@ -117,7 +134,11 @@ class Generation:
             )
         lengths = self._full(lengths, total)
         if past and not self._attachment.cache_fits(cache, lengths, new):
-            if input_ids.shape[1] != total:
+            if prompt is not None:  # what its embeddings stood for need not be the token ids
+                grown = input_ids[:, input_ids.shape[1] - (total - prompt.shape[1]) :]
+                embedded = self._model.get_input_embeddings()(grown.to(self._model.device)).to(prompt)
+                kwargs.update(inputs_embeds=torch.cat([prompt, embedded], dim=1), is_first_iteration=True)
+            elif input_ids.shape[1] != total:
                 raise RunFailedError(
                     f"a sequence grew to {max(lengths)} tokens and into another window, and only its last "
                     f"{input_ids.shape[1]} tokens are known here; give generate() all its token ids, or use "
@@ -125,15 +146,35 @@ class Generation:
                 )
             kwargs["past_key_values"] = self._emptied(cache)
             kwargs["next_sequence_length"] = None
+            if self._chunk and prompt is None:
+                self._fill(input_ids[:, :-1], lengths, kwargs)
+                kwargs["next_sequence_length"] = 1
         if self._running:
             self._coming = lengths
         return self._prepare(input_ids, **kwargs)
 
+    def _fill(self, input_ids: Any, lengths: list[int], kwargs: dict[str, Any]) -> None:
+        """Compute the keys of a whole text in chunks, as its prompt was."""
+        assert self._chunk
+        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        for start in range(0, input_ids.shape[1], self._chunk):
+            chunk = input_ids[:, start : start + self._chunk]
+            stop = start + chunk.shape[1]
+            seen = {
+                **kwargs,
+                "attention_mask": None if mask is None else mask[:, :stop],
+                "position_ids": None if positions is None else positions[..., start:stop],
+            }
+            inputs = self._prepare(chunk, **seen)
+            self._coming = lengths
+            self._model(**inputs, return_dict=True)
+
     def _full(self, lengths: list[int], padded: int) -> list[int]:
         """The lengths by which windows are chosen, for rows that hold ``lengths`` tokens so far."""
         if self._prompt is not None:
-            prompt = _for_rows(self._prompt, len(lengths))
-            lengths = [max(pair) for pair in zip(lengths, prompt, strict=True)]
+            prompt, width = self._prompt
+            lengths = [max(pair) for pair in zip(lengths, _for_rows(prompt, len(lengths)), strict=True)]
+            padded = max(padded, width)
         if self._most_tokens is None:
             return lengths
         if self._reserved is None:
@@ -173,26 +214,36 @@ class Generation:
                 return name, int(value)
         raise SettingsError("window='reserve' has to know how long the text may become; give generate() max_new_tokens")
 
-    def _prompt_lengths(self, given: dict[str, Any]) -> list[int]:
-        """Full lengths of the prompts, which no chunk of them can tell."""
+    def _before_chunks(self, given: dict[str, Any]) -> None:
+        """Keep the full lengths of the prompts, which no chunk can tell, and drop keys that do not fit these."""
         prompt = next(
             value for name in ("inputs", "input_ids", "inputs_embeds") if (value := given.get(name)) is not None
         )
-        rows, length = (int(size) for size in prompt.shape[:2])
-        lengths = row_lengths(given.get("attention_mask"), rows, length)
-        if lengths is None or (rows > 1 and given.get("attention_mask") is None):
+        mask, cache = given.get("attention_mask"), given.get("past_key_values")
+        rows, width = (int(size) for size in (prompt if mask is None else mask).shape[:2])
+        lengths = row_lengths(mask, rows, width)
+        if lengths is None or (rows > 1 and mask is None):
             raise SettingsError("prompts that are prefilled in chunks need their padding mask; give attention_mask")
-        return lengths
+        self._prompt = lengths, width
+        past = cached_tokens(cache)
+        whole = prompt.shape[1] == width  # here, and in no chunk, are all token ids
+        if past and whole and not self._attachment.cache_fits(cache, self._full(lengths, width), width - past):
+            self._emptied(cache)
 
 
-def _in_place_of(original: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that calls ``method`` under the original's signature, which transformers checks its users by."""
+class _StandIn:
+    """Calls ``method`` under the original's signature, which transformers checks its users by.
 
-    @functools.wraps(original)
-    def stand_in(*args: Any, **kwargs: Any) -> Any:
-        return method(*args, **kwargs)
+    An object and not a function, so that a copy of the model has stand-ins that belong to the copy.
+    """
 
-    return stand_in
+    def __init__(self, original: Callable[..., Any], method: Callable[..., Any]) -> None:
+        self.__wrapped__ = original
+        self.__doc__ = original.__doc__
+        self._method = method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method(*args, **kwargs)
 
 
 def _for_rows(lengths: list[int], rows: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Generation on a model with windows: what a cache, a batch, beams or chunks do must not show in the text."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -147,6 +148,25 @@ def test_prompts_in_chunks_have_the_window_of_the_whole(make_tiny_model, model_t
         assert generate(model, ids, mask, new=20, prefill_chunk_size=32).tolist() == expected.tolist()
 
 
+def test_crossing_is_computed_in_chunks_as_the_prompt_was(make_tiny_model):
+    model = make_tiny_model()
+    ids, mask = left_padded([ORIGINAL - 4, 30])
+    with attached(model, three_windows()):
+        expected = generate(model, ids, mask, new=40)
+        sizes = passes(model)
+        assert generate(model, ids, mask, new=40, prefill_chunk_size=32).tolist() == expected.tolist()
+        assert max(sizes) == 32
+
+
+def test_chunks_do_not_change_what_is_reserved(make_tiny_model):
+    model = make_tiny_model()
+    ids = random_ids(ORIGINAL - 4)
+    options = {**GREEDY, "attention_mask": torch.ones_like(ids), "max_length": ORIGINAL + 16}  # the second window
+    with attached(model, three_windows(), window="reserve"):
+        expected = model.generate(ids, **options)
+        assert model.generate(ids, prefill_chunk_size=16, **options).tolist() == expected.tolist()
+
+
 def test_batch_in_chunks_needs_its_mask(make_tiny_model):
     model = make_tiny_model()
     with attached(model, three_windows()), pytest.raises(SettingsError, match="give attention_mask"):
@@ -156,14 +176,15 @@ def test_batch_in_chunks_needs_its_mask(make_tiny_model):
 # Several turns over one cache
 
 
+@pytest.mark.parametrize("more", [{}, {"prefill_chunk_size": 8}], ids=["whole", "chunks"])
 @pytest.mark.parametrize("copied", [False, True])
-def test_second_turn_across_the_boundary(make_tiny_model, copied):
+def test_second_turn_across_the_boundary(make_tiny_model, copied, more):
     model = make_tiny_model()
     with attached(model, three_windows()):
         first = generate(model, random_ids(40), new=10, return_dict_in_generate=True)
         cache = copy.deepcopy(first.past_key_values) if copied else first.past_key_values
         turn = torch.cat([first.sequences, random_ids(20, seed=1)], dim=-1)
-        second = generate(model, turn, new=10, past_key_values=cache)
+        second = generate(model, turn, new=10, past_key_values=cache, **more)
         assert second.tolist() == generate(model, turn, new=10).tolist()
         assert cache.get_seq_length() == second.shape[1] - 1  # the cache that was given is the one that grew
 
@@ -197,8 +218,12 @@ def test_prompt_of_embeddings(make_tiny_model):
     with attached(model, three_windows()):
         inside = model.generate(inputs_embeds=embeddings, max_new_tokens=4, **options)
         assert inside[0].tolist() == generate(model, ids, new=4)[0, ORIGINAL - 4 :].tolist()
-        with pytest.raises(RunFailedError, match="only its last"):
-            model.generate(inputs_embeds=embeddings, max_new_tokens=20, **options)
+        across = model.generate(inputs_embeds=embeddings, max_new_tokens=40, **options)
+        assert across[0].tolist() == generate(model, ids, new=40)[0, ORIGINAL - 4 :].tolist()
+        others = model.generate(
+            random_ids(ORIGINAL - 4, seed=1), inputs_embeds=embeddings, max_new_tokens=40, **options
+        )
+        assert others[0, ORIGINAL - 4 :].tolist() == across[0].tolist()  # token ids beside them are not computed
     with attached(model, three_windows(), window="reserve"):
         across = model.generate(inputs_embeds=embeddings, max_new_tokens=20, **options)
         assert across[0].tolist() == generate(model, ids, new=20)[0, ORIGINAL - 4 :].tolist()
@@ -256,6 +281,17 @@ def test_assisted_decoding_is_refused_or_reserved(make_tiny_model):
             assert generate(model, ids, new=20, **options).tolist() == expected.tolist()
 
 
+def test_continuous_batching_is_refused_unless_one_window_holds(make_tiny_model):
+    """Its passes hold tokens of several texts, and attention kernels that need no mask would hide that."""
+    model = make_tiny_model()
+    with attached(model, three_windows()) as attachment:
+        with pytest.raises(SettingsError, match="continuous batching"):
+            model.generate_batch([[5, 6, 7]])
+        attachment.pin(100)
+        assert model.init_continuous_batching() is not None
+    assert "init_continuous_batching" not in vars(model)
+
+
 def test_unknown_crossing_is_refused_and_nothing_is_changed(make_tiny_model):
     model = make_tiny_model()
     rotary = model.model.rotary_emb
@@ -298,6 +334,25 @@ def test_pinned_length_holds_while_generating(make_tiny_model):
         pinned = generate(model, ids, new=12)
     with attached(model, three_windows().windows[-1].factors):
         assert pinned.tolist() == generate(model, ids, new=12).tolist()
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
+)
+def test_a_copy_of_the_model_is_a_model_of_its_own(make_tiny_model, copied):
+    model, other = make_tiny_model(), make_tiny_model(seed=1)
+    ids = random_ids(ORIGINAL - 4)
+    with attached(other, three_windows()):
+        expected = generate(other, ids, new=12).tolist()
+    with attached(model, three_windows()) as attachment:
+        model.longrope = attachment
+        own = generate(model, ids, new=12).tolist()
+        twin = copied(model)
+        twin.load_state_dict(other.state_dict())
+        assert generate(twin, ids, new=12).tolist() == expected
+        twin.longrope.detach()
+        assert not {"generate", "prepare_inputs_for_generation"} & vars(twin).keys()
+        assert generate(model, ids, new=12).tolist() == own
 
 
 def test_methods_that_others_put_on_the_model_stay(make_tiny_model):
