@@ -8,13 +8,14 @@ ever decides from the positions it happens to see. How ``generate`` crosses wind
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from longrope.exceptions import RunFailedError, SettingsError
+from longrope.exceptions import RunFailedError, SettingsError, UnsupportedModelError
 from longrope.model.architectures import GLOBAL_LAYERS, Architecture, architecture_for
 from longrope.model.generation import Crossing, Generation
 from longrope.model.rope_config import ModelRope, read_rope
@@ -38,7 +39,14 @@ class Attachment:
     def __init__(self, model: Any, policy: RopePolicy, mode: Mode = "exact", crossing: Crossing = "recompute") -> None:
         self.policy = policy
         self._model = model
-        self._architecture: Architecture = architecture_for(model.config)
+        self._architecture: Architecture = architecture_for(getattr(model, "config", None))
+        decoder = self._architecture.decoder_of(model)
+        if not hasattr(decoder, "rotary_emb") or not hasattr(model, "generate"):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is no causal language model of transformers; give the one inside of it "
+                "(get_base_model() of a PEFT model)"
+            )
+        self._names = list(inspect.signature(decoder.forward).parameters)
         self._original = self._architecture.rotary_of(model)
         if isinstance(self._original, RotaryEmbedding):
             raise SettingsError("the model already has a policy attached; detach it first")
@@ -46,10 +54,12 @@ class Attachment:
             raise SettingsError("the model runs the modeling file of its folder; load it with trust_remote_code=False")
         rope = read_rope(model.config)
         policy.reference.check_fits(rope.rope_theta, rope.rotary_dim)
-        # Only a model with the same frequencies at every length has frequencies of its own to hand over.
+        # Only a model with the same frequencies at every length has frequencies of its own to hand over; those that
+        # went to half precision with the rest of the model are too coarse to take.
         native = None
-        if isinstance(rope.policy, FixedFactors):
-            native = rope.present, self._architecture.inv_freq_of(self._original)
+        inv_freq = self._architecture.inv_freq_of(self._original)
+        if isinstance(rope.policy, FixedFactors) and inv_freq.dtype == torch.float32:
+            native = rope.present, inv_freq
         own = self._architecture.local_layers == "own"
         self.rotary = RotaryEmbedding(
             native, mode, layers=GLOBAL_LAYERS if own else None, others=self._original if own else None
@@ -58,7 +68,6 @@ class Attachment:
         self._rows: tuple[RopeFactors, ...] | None = None
         self._generation = Generation(model, self, crossing)
         self._architecture.set_rotary(model, self.rotary)
-        decoder = self._architecture.decoder_of(model)
         self._hooks = [
             decoder.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             decoder.register_forward_hook(self._after_forward),
@@ -115,18 +124,19 @@ class Attachment:
     def _before_forward(
         self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = (), {**dict(zip(self._names, args, strict=False)), **kwargs}
         rows: Sequence[RopeFactors]
         if self._length is not None:
             rows, length = self._rows or (self.policy.factors_for(self._length),), self._length
         elif isinstance(self.policy, FixedFactors):
             past = cached_tokens(kwargs.get("past_key_values"))
-            rows, length = (self.policy.factors,), past + int(_tokens(args, kwargs).shape[1])
+            rows, length = (self.policy.factors,), past + int(_tokens(kwargs).shape[1])
         else:
-            lengths = self._generation.take_lengths() or self._row_lengths(args, kwargs)
+            lengths = self._generation.take_lengths() or self._row_lengths(kwargs)
             rows, length = _distinct([self.policy.factors_for(each) for each in lengths]), max(lengths)
         self.rotary.pin(rows, length)
         if any(factors.n_hat for factors in rows):
-            kwargs = _with_own_positions(args, kwargs)
+            kwargs = _with_own_positions(kwargs)
         return args, kwargs
 
     def _after_forward(self, decoder: Any, args: tuple[Any, ...], output: Any) -> None:
@@ -134,9 +144,9 @@ class Attachment:
         if cache is not None:
             setattr(cache, _CACHED, self.rotary.factors)
 
-    def _row_lengths(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+    def _row_lengths(self, kwargs: dict[str, Any]) -> list[int]:
         """Full length of each row, from what a forward pass was given."""
-        rows, new = (int(size) for size in _tokens(args, kwargs).shape[:2])
+        rows, new = (int(size) for size in _tokens(kwargs).shape[:2])
         past = cached_tokens(kwargs.get("past_key_values"))
         lengths = row_lengths(kwargs.get("attention_mask"), rows, past + new)
         if lengths is None:
@@ -147,7 +157,8 @@ class Attachment:
         if past and not self.cache_fits(kwargs["past_key_values"], lengths, new):
             raise RunFailedError(
                 f"a cached sequence grew to {max(lengths)} tokens and into another window, whose factors do not fit "
-                "the cached keys; use generate(), which computes them anew, or pin(prompt + new tokens) before starting"
+                "the cached keys; use generate(), which computes them anew (with guidance, give use_cache=False), or "
+                "pin(prompt + new tokens) before starting"
             )
         return lengths
 
@@ -182,20 +193,20 @@ def _distinct(rows: Sequence[RopeFactors]) -> tuple[RopeFactors, ...]:
     return (rows[0],) if all(factors == rows[0] for factors in rows) else tuple(rows)
 
 
-def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+def _tokens(kwargs: dict[str, Any]) -> torch.Tensor:
     """What a decoder is called with: token ids (B, T), or embeddings (B, T, D)."""
-    given = kwargs.get("input_ids", args[0] if args else None)
+    given = kwargs.get("input_ids")
     tokens: torch.Tensor = kwargs["inputs_embeds"] if given is None else given
     return tokens
 
 
-def _with_own_positions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _with_own_positions(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Positions that start at each row's first token, since n_hat counts from there and not from the padding."""
     mask = kwargs.get("attention_mask")
     if kwargs.get("position_ids") is not None or not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.all():
         return kwargs
     positions = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)  # (B, past + new)
-    return {**kwargs, "position_ids": positions[:, -_tokens(args, kwargs).shape[1] :]}
+    return {**kwargs, "position_ids": positions[:, -_tokens(kwargs).shape[1] :]}
 
 
 def attach(
@@ -213,7 +224,7 @@ def attach(
 
     Raises:
         FactorsError: if the factors are for another head size or rope_theta.
-        UnsupportedModelError: if the architecture is not in the table.
+        UnsupportedModelError: if the architecture is not in the table, or the model is wrapped in another.
         SettingsError: if a policy is attached already, or ``mode`` or ``window`` is unknown.
     """
     return Attachment(model, FixedFactors(policy) if isinstance(policy, RopeFactors) else policy, mode, window)

@@ -131,6 +131,24 @@ def test_unsupported_model_is_refused():
         attach(model, FAR)
 
 
+def test_wrapped_or_headless_model_is_refused(make_tiny_model):
+    model = make_tiny_model()
+    wrapper = torch.nn.Module()
+    wrapper.config, wrapper.base_model = model.config, torch.nn.ModuleDict({"model": model})
+    for other in (wrapper, model.model):
+        with pytest.raises(UnsupportedModelError, match="give the one inside of it"):
+            attach(other, FAR)
+
+
+def test_frequencies_in_half_precision_are_not_taken(make_tiny_model):
+    model = make_tiny_model().to(torch.bfloat16)
+    with attached(model, PLAIN) as attachment:
+        logits_of(model, random_ids(60))
+        cos, _ = attachment.rotary(torch.zeros(1, 1, 1), torch.tensor([[1000]]))
+    exact = torch.cos(1000 * torch.from_numpy(PLAIN.inv_freq()))
+    torch.testing.assert_close(cos[0, 0, :8].double(), exact, rtol=0, atol=1e-3)
+
+
 # Windows
 
 
@@ -161,6 +179,15 @@ def test_embeddings_instead_of_tokens(make_tiny_model):
         embeddings = model.model.embed_tokens(ids)
         assert torch.equal(model(inputs_embeds=embeddings, use_cache=False).logits, expected)
         assert torch.equal(model.lm_head(model.model(ids, use_cache=False).last_hidden_state), expected)
+
+
+def test_arguments_by_place(make_tiny_model):
+    model = make_tiny_model()
+    ids, mask, positions = left_padded(random_ids(100, rows=2), [100, 30])
+    with attached(model, FactorSchedule((Window(ORIGINAL, NEAR), Window(EXTENDED, LATE)))), torch.inference_mode():
+        by_name = model.model(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state
+        assert torch.equal(model.model(ids, mask, positions).last_hidden_state, by_name)
+        assert torch.equal(model.model(ids, mask).last_hidden_state, by_name)
 
 
 def in_chunks(model, ids, cuts, cache=None):
