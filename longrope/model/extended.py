@@ -9,9 +9,9 @@ from longrope.exceptions import SettingsError
 from longrope.model.attach import attach
 from longrope.model.generation import Crossing
 from longrope.model.load import ModelSource
-from longrope.model.rope_config import ModelRope, read_rope
+from longrope.model.rope_config import check_attention_span, read_rope
 from longrope.rope.factors import RopeFactors
-from longrope.rope.policy import RopePolicy, load_factors
+from longrope.rope.policy import FactorSchedule, RopePolicy, load_factors
 from longrope.rope.rotary import Mode
 
 
@@ -48,15 +48,17 @@ def load(
         ``detach()`` gives the model back as it was.
 
     Raises:
-        UnsupportedModelError: if the model cannot be loaded, or its architecture is not in the table.
+        UnsupportedModelError: if the model cannot be loaded, its architecture is not in the table, or its attention
+            sees less than the longest window.
         FactorsError: if the factors are malformed or belong to another model.
         SettingsError: if there are no factors, or a policy is attached already.
     """
     if isinstance(model, str | Path):
         source = ModelSource(str(model), revision, trust_remote_code=trust_remote_code)
         folder: Path | None = source.folder()
-        rope = read_rope(source.load_config(), folder)  # before the weights, which take minutes to load
-        policy = _policy(rope, factors, str(folder))
+        policy = _policy(source.load_config(), folder, factors, str(folder))  # before the weights, which take minutes
+        if "torch_dtype" in options:  # its name in transformers 4
+            options.setdefault("dtype", options.pop("torch_dtype"))
         model = source.load_pretrained(**{"dtype": "auto", **options}).eval()
     else:
         asked = {**options, "revision": revision, "trust_remote_code": trust_remote_code}
@@ -65,19 +67,27 @@ def load(
             raise SettingsError(f"{named} would change how a model is loaded, and this one is loaded already")
         origin = Path(str(getattr(model, "name_or_path", "") or ""))
         folder = origin if origin.name and origin.is_dir() else None
-        policy = _policy(read_rope(model.config, folder), factors, "the model")
+        policy = _policy(model.config, folder, factors, "the model")
     model.longrope = attach(model, policy, mode=mode, window=window)
     return model
 
 
-def _policy(rope: ModelRope, factors: str | Path | RopeFactors | RopePolicy | None, name: str) -> RopePolicy:
+def _policy(
+    config: Any, folder: Path | None, factors: str | Path | RopeFactors | RopePolicy | None, name: str
+) -> RopePolicy:
+    rope = read_rope(config, folder)
+    policy: RopePolicy
+    if isinstance(factors, str | Path):
+        factors = load_factors(factors)
     if factors is None:
         if not rope.is_scaled:
             raise SettingsError(f"{name} has plain RoPE and no longrope.json; give factors=, a file or a schedule")
-        return rope.policy
-    if isinstance(factors, str | Path):
-        factors = load_factors(factors)
-    if isinstance(factors, RopeFactors):
+        policy = rope.policy
+    elif isinstance(factors, RopeFactors):
         factors.check_fits(rope.rope_theta, rope.rotary_dim)
-        return rope.extended_by(factors)
-    return factors
+        policy = rope.extended_by(factors)
+    else:
+        policy = factors
+    if isinstance(policy, FactorSchedule):
+        check_attention_span(config, policy.windows[-1].max_length)
+    return policy

@@ -93,6 +93,20 @@ def test_options_reach_transformers(folder):
         model.generate(random_ids(10))
 
 
+def test_dtype_under_its_old_name(folder):
+    assert longrope.load(folder, SCHEDULE, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_attention_that_sees_less_than_the_windows_is_refused(make_tiny_model, tmp_path):
+    model = make_tiny_model("mistral", sliding_window=100)
+    model.save_pretrained(tmp_path)
+    for given in (tmp_path, model):
+        with pytest.raises(UnsupportedModelError, match="attends to the last 100 tokens only"):
+            longrope.load(given, SCHEDULE)
+    model = make_tiny_model("mistral", sliding_window=EXTENDED)
+    assert longrope.load(model, SCHEDULE) is model
+
+
 @pytest.mark.parametrize(
     ("factors", "options", "error", "message"),
     [
