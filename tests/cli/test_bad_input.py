@@ -184,11 +184,11 @@ def test_a_model_without_rope(place: Place) -> None:
 
 
 def test_an_architecture_that_is_not_in_the_table(place: Place) -> None:
-    model = place.folder / "olmo2"
+    model = place.folder / "starcoder2"
     model.mkdir()
-    (model / "config.json").write_text(json.dumps({"model_type": "olmo2"}))
+    (model / "config.json").write_text(json.dumps({"model_type": "starcoder2"}))
     place.model = model
-    assert re.fullmatch(r"model type 'olmo2' is not supported yet; supported: llama, .*", place.search())
+    assert re.fullmatch(r"model type 'starcoder2' is not in the table, .*supported: .*llama.*", place.search())
 
 
 def test_an_architecture_that_nobody_knows(place: Place) -> None:
