@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 Crossing = Literal["recompute", "reserve"]
 
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+
+_LOCKS: weakref.WeakKeyDictionary[Generation, threading.RLock] = weakref.WeakKeyDictionary()
+"""One for each model: it holds the windows of one generation at a time, and threads take turns."""
 
 
 class Generation:
@@ -84,7 +89,13 @@ class Generation:
                 config.disable_compile = True
                 call.arguments["generation_config"] = config
                 args, kwargs = call.args, call.kwargs
-        if self._one_window or self._running:
+        if self._one_window:
+            return self._generate(*args, **kwargs)
+        with _LOCKS.setdefault(self, threading.RLock()):
+            return self._run_in_windows(given, args, kwargs)
+
+    def _run_in_windows(self, given: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._running:  # a draft by the model itself
             return self._generate(*args, **kwargs)
         if self._crossing == "reserve":
             self._most_tokens = self._limit(given)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -334,6 +335,15 @@ def test_pinned_length_holds_while_generating(make_tiny_model):
         pinned = generate(model, ids, new=12)
     with attached(model, three_windows().windows[-1].factors):
         assert pinned.tolist() == generate(model, ids, new=12).tolist()
+
+
+def test_threads_take_turns(make_tiny_model):
+    model = make_tiny_model()
+    prompts = [random_ids(length, seed=length) for length in (ORIGINAL - 4, 20, 70)]
+    with attached(model, three_windows()), ThreadPoolExecutor(3) as threads:
+        expected = [generate(model, ids, new=20).tolist() for ids in prompts]
+        together = threads.map(lambda ids: generate(model, ids, new=20).tolist(), prompts)
+        assert list(together) == expected
 
 
 @pytest.mark.parametrize(
