@@ -11,6 +11,9 @@ window while it is generated has its cache computed anew, once.
 from __future__ import annotations
 
 import copy
+import inspect
+import threading
+import weakref
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ _CACHED = "longrope_windows"  # the attribute of a cache that tells in which win
 _FLOAT32_LENGTH = 65536  # longer sequences need float64 angles: float32 products are off by 4e-3 at 128k tokens
 _CHUNK = 65536  # positions whose angles are held at a time
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+_LOCKS: Any = weakref.WeakKeyDictionary()  # one for each model: it holds the windows of one generation at a time
 
 
 class WindowedRotary(torch.nn.Module):
@@ -97,6 +101,7 @@ class LongRopeLlamaForCausalLM(Base):
             )
         ]
         decoder.rotary_emb = self._rotary[0]
+        self._names = list(inspect.signature(decoder.forward).parameters)
         decoder.register_forward_pre_hook(self._choose_windows, with_kwargs=True)
         decoder.register_forward_hook(self._mark_cache)
         pairs = len(settings["windows"][0]["lambdas"])
@@ -122,21 +127,31 @@ class LongRopeLlamaForCausalLM(Base):
         else:
             generation_config = copy.copy(generation_config)
             generation_config.disable_compile = True
-        try:
-            return super().generate(inputs, generation_config, *args, **kwargs)
-        finally:
-            self._coming = None
+        with _LOCKS.setdefault(self, threading.RLock()):
+            try:
+                return super().generate(inputs, generation_config, *args, **kwargs)
+            finally:
+                self._coming = None
 
-    def prepare_inputs_for_generation(self, input_ids: Any, **kwargs: Any) -> Any:
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: it packs texts of several lengths into one pass, which cannot tell their windows."""
+        raise ValueError("continuous batching would mix windows in this model; use generate()")
+
+    def prepare_inputs_for_generation(self, input_ids: Any, inputs_embeds: Any = None, **kwargs: Any) -> Any:
         """As in transformers; before it, drops cached keys that were turned in another window."""
         cache = kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
-        embeddings = kwargs.get("inputs_embeds") if kwargs.get("is_first_iteration") else None
-        given = (input_ids if embeddings is None else embeddings).shape
+        embedded = inputs_embeds is not None and kwargs.get("is_first_iteration")
+        given = (inputs_embeds if embedded else input_ids).shape
         total = past + (kwargs.get("next_sequence_length") or given[1])
         lengths = _row_lengths(kwargs.get("attention_mask"), given[0], total)
         if past and self._windows(lengths) != getattr(cache, _CACHED, None):
-            if input_ids.shape[1] != total:
+            if inputs_embeds is not None:  # what they stood for need not be the token ids
+                grown = input_ids[:, input_ids.shape[1] - (total - inputs_embeds.shape[1]) :]
+                added = self.get_input_embeddings()(grown.to(self.device)).to(inputs_embeds)
+                inputs_embeds = torch.cat([inputs_embeds, added], dim=1)
+                kwargs["is_first_iteration"] = True
+            elif input_ids.shape[1] != total:
                 raise RuntimeError("the text grew into another window of its RoPE; give generate() all its token ids")
             if isinstance(cache, DynamicCache):  # whose reset() keeps zeroed keys in some versions
                 fresh = vars(DynamicCache(config=self.config))
@@ -145,14 +160,15 @@ class LongRopeLlamaForCausalLM(Base):
                 cache.reset()
             kwargs["next_sequence_length"] = None
         self._coming = lengths
-        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+        return super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
 
     def _windows(self, lengths: list[int]) -> tuple[int, ...]:
         rows = tuple(self._rotary[0].window_of(length) for length in lengths)
         return rows[:1] if len(set(rows)) == 1 else rows
 
     def _choose_windows(self, decoder: Any, args: Any, kwargs: Any) -> Any:
-        ids = kwargs.get("input_ids", args[0] if args else None)
+        args, kwargs = (), {**dict(zip(self._names, args, strict=False)), **kwargs}
+        ids = kwargs.get("input_ids")
         tokens = kwargs["inputs_embeds"] if ids is None else ids
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         past = cache.get_seq_length() if cache is not None else 0

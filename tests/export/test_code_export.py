@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -114,6 +115,35 @@ def test_beams_and_sampling(make_tiny_model, tmp_path):
         assert cached.tolist() == theirs.generate(ids, **options, **more, use_cache=False).tolist()
 
 
+def test_embeddings_and_arguments_by_place(make_tiny_model, tmp_path):
+    theirs = trusted(code_folder(make_tiny_model(), three_windows(), tmp_path / "folder"))
+    ids = tokens(60)
+    mask = torch.stack([torch.ones(60), torch.arange(60) >= 40]).long()
+    options = {"max_new_tokens": 40, "eos_token_id": None, "do_sample": False}
+    embeddings = theirs.get_input_embeddings()(ids).detach()
+    expected = theirs.generate(ids, attention_mask=mask[:1], **options)[0, 60:].tolist()
+    for beside in ({}, {"input_ids": tokens(60, seed=1)}):
+        generated = theirs.generate(inputs_embeds=embeddings, attention_mask=mask[:1], **beside, **options)
+        assert generated[0, -40:].tolist() == expected
+    with torch.inference_mode():
+        both = tokens(60, rows=2)
+        by_name = theirs.model(input_ids=both, attention_mask=mask).last_hidden_state
+        assert torch.equal(theirs.model(both, mask).last_hidden_state, by_name)
+
+
+def test_threads_take_turns(make_tiny_model, tmp_path):
+    theirs = trusted(code_folder(make_tiny_model(), three_windows(), tmp_path / "folder"))
+
+    def generate(ids):
+        options = {"max_new_tokens": 20, "eos_token_id": None, "do_sample": False}
+        return theirs.generate(ids, attention_mask=torch.ones_like(ids), **options).tolist()
+
+    prompts = [tokens(length, seed=length) for length in (60, 20, 70)]
+    expected = [generate(ids) for ids in prompts]
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(generate, prompts)) == expected
+
+
 def test_angles_of_long_sequences_are_formed_in_float64(make_tiny_model, tmp_path):
     base, schedule = make_tiny_model(), three_windows()
     theirs = trusted(code_folder(base, schedule, tmp_path / "folder"))
@@ -132,6 +162,8 @@ def test_what_would_mix_windows_is_refused(make_tiny_model, tmp_path):
     for name in ("prompt_lookup_num_tokens", "prefill_chunk_size"):
         with pytest.raises(ValueError, match=f"{name} would mix windows"):
             theirs.generate(ids, max_new_tokens=4, **{name: 4})
+    with pytest.raises(ValueError, match="continuous batching would mix windows"):
+        theirs.generate_batch([[5, 6, 7]])
     with torch.inference_mode():
         cache = theirs(ids).past_key_values
         with pytest.raises(RuntimeError, match="grew into another window"):
