@@ -178,7 +178,7 @@ class LongRopeLlamaForCausalLM(Base):
         rows = self._windows(lengths)
         if past and rows != getattr(cache, _CACHED, rows):
             raise RuntimeError("a cached text grew into another window of its RoPE; use generate(), or no cache")
-        rotary = self._rotary[0]
+        rotary = decoder.rotary_emb  # in a replica of data parallelism, its own
         rotary.rows, rotary.length = rows, max(lengths)
         if kwargs.get("position_ids") is None and isinstance(mask, torch.Tensor) and mask.ndim == 2:
             # n_hat counts from the first token of a row, not from its padding.
@@ -189,7 +189,7 @@ class LongRopeLlamaForCausalLM(Base):
     def _mark_cache(self, decoder: Any, args: Any, output: Any) -> None:
         cache = getattr(output, "past_key_values", None)
         if cache is not None:
-            setattr(cache, _CACHED, self._rotary[0].rows)
+            setattr(cache, _CACHED, decoder.rotary_emb.rows)
 
 
 def _row_lengths(mask: Any, rows: int, length: int) -> list[int]:

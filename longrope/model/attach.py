@@ -134,7 +134,7 @@ class Attachment:
         else:
             lengths = self._generation.take_lengths() or self._row_lengths(kwargs)
             rows, length = _distinct([self.policy.factors_for(each) for each in lengths]), max(lengths)
-        self.rotary.pin(rows, length)
+        decoder.rotary_emb.pin(rows, length)  # in a replica of data parallelism, its own
         if any(factors.n_hat for factors in rows):
             kwargs = _with_own_positions(kwargs)
         return args, kwargs
@@ -142,7 +142,7 @@ class Attachment:
     def _after_forward(self, decoder: Any, args: tuple[Any, ...], output: Any) -> None:
         cache = getattr(output, "past_key_values", None)
         if cache is not None:
-            setattr(cache, _CACHED, self.rotary.factors)
+            setattr(cache, _CACHED, decoder.rotary_emb.factors)
 
     def _row_lengths(self, kwargs: dict[str, Any]) -> list[int]:
         """Full length of each row, from what a forward pass was given."""

@@ -228,8 +228,10 @@ class Generation:
     def _before_chunks(self, given: dict[str, Any]) -> None:
         """Keep the full lengths of the prompts, which no chunk can tell, and drop keys that do not fit these."""
         prompt = next(
-            value for name in ("inputs", "input_ids", "inputs_embeds") if (value := given.get(name)) is not None
+            (value for name in ("inputs", "input_ids", "inputs_embeds") if (value := given.get(name)) is not None), None
         )
+        if prompt is None:  # generation from nothing
+            return
         mask, cache = given.get("attention_mask"), given.get("past_key_values")
         rows, width = (int(size) for size in (prompt if mask is None else mask).shape[:2])
         lengths = row_lengths(mask, rows, width)

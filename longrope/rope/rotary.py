@@ -122,7 +122,7 @@ class RotaryEmbedding(torch.nn.Module):
         assert len({(each.rotary_dim, each.rope_theta) for each in factors}) == 1, "factors of different models"
         factors = tuple(factors)
         if factors != self.factors:
-            self._inv_freq.clear()
+            self._inv_freq = {}  # and not clear(): a replica of data parallelism shares it until then
         self.factors = factors
         self.length = length
 

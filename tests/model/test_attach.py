@@ -181,6 +181,28 @@ def test_embeddings_instead_of_tokens(make_tiny_model):
         assert torch.equal(model.lm_head(model.model(ids, use_cache=False).last_hidden_state), expected)
 
 
+def test_replicas_of_data_parallelism_have_windows_of_their_own(make_tiny_model):
+    """Shallow copies, made before every pass, that share the hooks of the model: what Trainer does with several GPUs."""
+
+    def replica(module):
+        twin = module._replicate_for_data_parallel()
+        for name, child in module.named_children():
+            twin._modules[name] = replica(child)
+        twin._parameters = dict(module._parameters)
+        return twin
+
+    model = make_tiny_model()
+    near, far = random_ids(ORIGINAL), random_ids(EXTENDED)
+    expected = [under(model, SCHEDULE, ids) for ids in (near, far)]
+    with attached(model, SCHEDULE):
+        replicas = [replica(model) for _ in range(2)]
+        for twin, ids, logits in zip(replicas, (near, far), expected, strict=True):
+            assert torch.equal(logits_of(twin, ids), logits)
+        near_rotary, far_rotary = (twin.model.rotary_emb for twin in replicas)
+        assert (near_rotary.length, far_rotary.length) == (ORIGINAL, EXTENDED)
+        assert near_rotary._inv_freq is not far_rotary._inv_freq
+
+
 def test_arguments_by_place(make_tiny_model):
     model = make_tiny_model()
     ids, mask, positions = left_padded(random_ids(100, rows=2), [100, 30])

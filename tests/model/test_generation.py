@@ -170,8 +170,10 @@ def test_chunks_do_not_change_what_is_reserved(make_tiny_model):
 
 def test_batch_in_chunks_needs_its_mask(make_tiny_model):
     model = make_tiny_model()
-    with attached(model, three_windows()), pytest.raises(SettingsError, match="give attention_mask"):
-        model.generate(random_ids(40, rows=2), prefill_chunk_size=16, max_new_tokens=2)
+    with attached(model, three_windows()):
+        with pytest.raises(SettingsError, match="give attention_mask"):
+            model.generate(random_ids(40, rows=2), prefill_chunk_size=16, max_new_tokens=2)
+        assert model.generate(prefill_chunk_size=16, max_new_tokens=2).shape == (1, 3)  # no prompt, no lengths to tell
 
 
 # Several turns over one cache
@@ -315,6 +317,21 @@ def test_settings_in_an_object(make_tiny_model, window, caplog):
         assert model.generate(ids, generation_config=settings).tolist() == expected.tolist()
     assert settings.disable_compile is None
     assert "deprecated" not in caplog.text
+
+
+def test_nothing_is_compiled(make_tiny_model):
+    """With a static cache on a GPU transformers would, and the window of a step is decided in Python."""
+    model = make_tiny_model()
+    seen = []
+
+    def decode(model, input_ids, generation_config, **others):
+        seen.append(generation_config.disable_compile)
+        return input_ids
+
+    with attached(model, three_windows()):
+        model.generate(random_ids(10), custom_generate=decode)
+        model.generate(random_ids(10), GenerationConfig(max_new_tokens=2), custom_generate=decode)
+    assert seen == [True, True]
 
 
 def test_a_failed_generation_leaves_nothing_behind(make_tiny_model):
