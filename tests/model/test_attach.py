@@ -182,7 +182,7 @@ def test_embeddings_instead_of_tokens(make_tiny_model):
 
 
 def test_replicas_of_data_parallelism_have_windows_of_their_own(make_tiny_model):
-    """Shallow copies, made before every pass, that share the hooks of the model: what Trainer does with several GPUs."""
+    """Shallow copies, made before every pass, that share the hooks of the model: so Trainer uses several GPUs."""
 
     def replica(module):
         twin = module._replicate_for_data_parallel()

@@ -329,7 +329,7 @@ def test_nothing_is_compiled(make_tiny_model):
         return input_ids
 
     with attached(model, three_windows()):
-        model.generate(random_ids(10), custom_generate=decode)
+        model.generate(random_ids(10), max_new_tokens=2, custom_generate=decode)
         model.generate(random_ids(10), GenerationConfig(max_new_tokens=2), custom_generate=decode)
     assert seen == [True, True]
 
