@@ -258,6 +258,27 @@ def test_cache_that_stays_in_its_window(make_tiny_model, length, cut):
         assert_close(in_chunks(model, ids, (cut,)), expected, 1e-4)
 
 
+def test_precision_of_angles_follows_the_longest_row_with_its_cached_tokens(make_tiny_model):
+    model = make_tiny_model()
+    with attached(model, FAR) as attachment:
+        in_chunks(model, random_ids(50), (30,))
+        assert attachment.rotary.length == 50
+    ids, mask, _ = left_padded(random_ids(200, rows=2), [50, 200])
+    with attached(model, SCHEDULE) as attachment:
+        logits_of(model, ids, attention_mask=mask)
+        assert attachment.rotary.length == 200
+
+
+def test_cache_of_unknown_origin_is_taken_for_one_of_this_policy(make_tiny_model):
+    model = make_tiny_model()
+    cache = DynamicCache(config=model.config)
+    with attached(model, SCHEDULE):
+        in_chunks(model, random_ids(60), (30,), cache)
+        del cache.longrope_factors
+        with pytest.raises(RunFailedError, match="into another window"):
+            in_chunks(model, random_ids(10), (), cache)
+
+
 def test_mask_that_hides_the_lengths_needs_a_pin(make_tiny_model):
     model = make_tiny_model()
     ids = random_ids(100)

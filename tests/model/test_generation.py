@@ -280,7 +280,7 @@ def test_assisted_decoding_is_refused_or_reserved(make_tiny_model):
                 generate(model, ids, **options)
     with attached(model, three_windows(), window="reserve"):
         expected = generate(model, ids, new=20)
-        for options in assisted:
+        for options in (*assisted, {"assistant_early_exit": 1}):
             assert generate(model, ids, new=20, **options).tolist() == expected.tolist()
 
 
