@@ -30,7 +30,7 @@ def test_public_names_are_pinned():
         "attach",
         "attached",
         "load",
-    "load_factors",
+        "load_factors",
     ]
 
 

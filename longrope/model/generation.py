@@ -19,7 +19,7 @@ import torch
 
 from longrope.exceptions import RunFailedError, SettingsError
 from longrope.model.row_lengths import cached_tokens, row_lengths
-from longrope.rope.policy import FixedFactors
+from longrope.rope.policy import FactorSchedule, FixedFactors
 
 if TYPE_CHECKING:
     from longrope.model.attach import Attachment
@@ -107,13 +107,17 @@ class Generation:
                         "each row the window of its prompt and all new tokens, or leave it out"
                     )
         self._running = True
+        config, window = self._model.config, self._model.config.max_position_embeddings
         try:
+            if isinstance(self._attachment.policy, FactorSchedule):  # or transformers warns of texts beyond the old one
+                config.max_position_embeddings = max(window, self._attachment.policy.windows[-1].max_length)
             self._chunk = self._setting(given, "prefill_chunk_size")
             if self._chunk:
                 self._before_chunks(given)
             return self._generate(*args, **kwargs)
         finally:
             self._running = False
+            config.max_position_embeddings = window
             self._chunk = self._prompt = self._most_tokens = self._reserved = self._coming = None
 
     def _start_batches(self, *args: Any, **kwargs: Any) -> Any:

@@ -306,6 +306,16 @@ def test_unknown_crossing_is_refused_and_nothing_is_changed(make_tiny_model):
 # Living together with others
 
 
+def test_no_warning_of_the_old_window_and_no_change_of_the_config(make_tiny_model, caplog):
+    model = make_tiny_model()
+    with attached(model, three_windows()):
+        generate(model, random_ids(ORIGINAL - 4), new=12)
+        assert "predefined maximum length" not in caplog.text
+        assert model.config.max_position_embeddings == ORIGINAL
+        generate(model, random_ids(EXTENDED - 4), new=12)
+        assert "predefined maximum length (256)" in caplog.text
+
+
 @pytest.mark.parametrize("window", ["recompute", "reserve"])
 def test_settings_in_an_object(make_tiny_model, window, caplog):
     model = make_tiny_model()
