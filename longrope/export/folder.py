@@ -33,7 +33,9 @@ def whole_folder(output: Path) -> Iterator[Path]:
     try:
         with suppress(OSError):  # some network file systems lock no folders, and nothing is removed there
             fcntl.flock(lock, fcntl.LOCK_EX)  # ends with this process, however that ends
-        os.chmod(temporary, 0o755)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o777 & ~mask)
         yield temporary
         refuse_occupied(output)
         if output.exists():

@@ -34,6 +34,7 @@ from longrope.rope.policy import FactorSchedule, Window
 _WEIGHTS, _INDEX = ".safetensors", "model.safetensors.index.json"
 _REPLACED = {"config.json", SCHEDULE_FILE, CARD_FILE, CODE_FILE}
 _FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".gguf", ".onnx")
+_TEMPLATES = "additional_chat_templates"  # the one folder of a tokenizer
 # The model once more in Mistral's own form, which vLLM would prefer and which knows nothing of the factors.
 _FOREIGN_NAMES = ("consolidated", "params.json")
 
@@ -121,6 +122,9 @@ def export_folder(
         if code:
             add_code(written, config, schedule)
         config.save_pretrained(written)
+        longest = schedule.windows[-1].max_length
+        generation = _longer(_generation_settings(folder), window, longest)
+        _edit_json(written / "config.json", lambda settings: {**generation, **settings})
         if config_format == "v4":
             _edit_json(written / "config.json", to_v4)
         schedule.save(written / SCHEDULE_FILE)
@@ -128,7 +132,8 @@ def export_folder(
             _place(path, written / path.name, link=not copy)
         for path in _others(folder):
             _place(path, written / path.name, link=False)
-        longest = schedule.windows[-1].max_length
+        if (folder / _TEMPLATES).is_dir():
+            shutil.copytree(folder / _TEMPLATES, written / _TEMPLATES)
         _edit_json(written / "tokenizer_config.json", lambda settings: {**settings, "model_max_length": longest})
         _edit_json(written / "generation_config.json", lambda settings: _longer(settings, window, longest))
         write_card(card, written)
@@ -168,12 +173,12 @@ def _options(short_window: int | None, single_list: bool, config_format: str, co
 
 
 def _is_foreign(path: Path) -> bool:
-    return path.name.endswith(_FOREIGN) or path.name.startswith(_FOREIGN_NAMES)
+    return path.name.removesuffix(".index.json").endswith(_FOREIGN) or path.name.startswith(_FOREIGN_NAMES)
 
 
 def _weights(folder: Path) -> list[Path]:
-    """The weight files of the model, complete."""
-    weights = [path for path in sorted(folder.glob(f"*{_WEIGHTS}")) if not _is_foreign(path)]
+    """The weight files of the model, complete; a link to nowhere is none, as an interrupted download leaves it."""
+    weights = [path for path in sorted(folder.glob(f"*{_WEIGHTS}")) if path.is_file() and not _is_foreign(path)]
     if not weights:
         raise UnsupportedModelError(
             f"{folder} holds no *.safetensors weights; convert the model to safetensors first, or add --config-only"
@@ -201,6 +206,14 @@ def _others(folder: Path) -> Iterable[Path]:
             yield path
 
 
+def _generation_settings(folder: Path) -> dict[str, Any]:
+    """The settings of generation in an older config.json, which transformers 5 reads there and writes there no more."""
+    from transformers import GenerationConfig
+
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {name: settings[name] for name in vars(GenerationConfig()) if name in settings}
+
+
 def _longer(settings: dict[str, Any], window: int, longest: int) -> dict[str, Any]:
     """Generation settings that ended at the old window end at the new one."""
     return {**settings, "max_length": longest} if settings.get("max_length") == window else settings
@@ -214,6 +227,8 @@ def _edit_json(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UnsupportedModelError(f"{path.name} of the model is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UnsupportedModelError(f"{path.name} of the model holds {type(content).__name__}, expected an object")
     write_text_atomically(path, json.dumps(change(content), indent=2, ensure_ascii=False) + "\n")
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from longrope.exceptions import FactorsError, SettingsError, UnsupportedModelError
+from longrope.exceptions import FactorsError, InvalidInputError, SettingsError, UnsupportedModelError
 from longrope.importers.imported import Imported, finish
 from longrope.lengths import format_length
 from longrope.model.architectures import ARCHITECTURES, GLOBAL_LAYERS
@@ -192,13 +192,15 @@ def _rope(settings: dict[str, Any], path: Path) -> ModelRope:
         _parameters(others).pop(name, None)
     try:
         config = AutoConfig.for_model(model_type, **others)
-    except (ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         raise UnsupportedModelError(f"{path} cannot be used: {_reason(error)}") from None
     try:
         return read_rope(config)
     except FactorsError as error:
         raise FactorsError(f"{path}: {error}") from None
-    except (KeyError, TypeError) as error:
+    except InvalidInputError:
+        raise
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise UnsupportedModelError(f"{path} cannot be used: {_reason(error)}") from None
 
 
@@ -206,7 +208,15 @@ def _choices(settings: Mapping[str, Any], parameters: Mapping[str, Any], rope: M
     """What was decided where a config can be read in two ways."""
     notes: list[str] = []
     model_type = settings["model_type"]
-    if parameters.get("rope_type") != "longrope":
+    original, kind = "original_max_position_embeddings", parameters.get("rope_type")
+    if kind == "linear" and not (settings.get(original) or parameters.get(original)):
+        longest = format_length(rope.window)
+        notes.append(
+            f"the config names no original length; {format_length(rope.original_length)} is its "
+            f"max_position_embeddings, {longest}, over its factor. If {longest} is the length before scaling, add "
+            f"{original} to a copy of the config and import that"
+        )
+    if kind != "longrope":
         return notes
     known = model_type in ARCHITECTURES
     if not known:

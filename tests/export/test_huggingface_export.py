@@ -195,7 +195,14 @@ def test_model_without_tokenizer(make_tiny_model, tmp_path):
 
 def test_other_files_come_along_and_foreign_weights_do_not(make_folder, tmp_path):
     source = make_folder()
-    foreign = ("pytorch_model.bin", "model.gguf", "tf_model.h5", "consolidated.safetensors", "params.json")
+    foreign = (
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "model.gguf",
+        "tf_model.h5",
+        "consolidated.safetensors",
+        "params.json",
+    )
     for name in ("README.md", "LICENSE", *foreign):
         (source.folder() / name).write_text(name)
     (source.folder() / "original").mkdir()

@@ -1,6 +1,7 @@
 """An exported folder is whole or not there, whatever ends the export; weights never change."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import textwrap
 
 import pytest
 from export_cases import factors, save, two_windows
+from transformers import AutoModelForCausalLM
 
 from longrope.exceptions import RunExistsError, UnsupportedModelError
 from longrope.export.folder import whole_folder
@@ -131,9 +133,12 @@ def test_sharded_weights_come_with_their_index(make_tiny_model, tmp_path):
 
 def test_incomplete_weights_are_refused(make_tiny_model, tmp_path):
     make_tiny_model().save_pretrained(tmp_path / "model", max_shard_size="100KB")
-    min((tmp_path / "model").glob("*.safetensors")).unlink()
-    with pytest.raises(UnsupportedModelError, match="lacks the weights model-00001-of"):
-        export_folder(ModelSource(str(tmp_path / "model")), two_windows(), tmp_path / "out")
+    first = min((tmp_path / "model").glob("*.safetensors"))
+    first.unlink()
+    for _ in range(2):
+        with pytest.raises(UnsupportedModelError, match="lacks the weights model-00001-of"):
+            export_folder(ModelSource(str(tmp_path / "model")), two_windows(), tmp_path / "out")
+        first.is_symlink() or first.symlink_to(tmp_path / "nowhere")  # as a download that broke off leaves it
     (tmp_path / "model" / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(UnsupportedModelError, match="is not an index of safetensors"):
         export_folder(ModelSource(str(tmp_path / "model")), two_windows(), tmp_path / "out")
@@ -160,6 +165,16 @@ def test_generation_that_ended_at_the_old_window_ends_at_the_new(make_tiny_model
         assert f'"max_length": {expected},' in (folder / "generation_config.json").read_text()
 
 
+def test_generation_settings_in_the_config_of_an_older_model_stay(make_tiny_model, tmp_path):
+    source = save(make_tiny_model(), tmp_path / "model")
+    (source.folder() / "generation_config.json").unlink()
+    config = source.folder() / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "repetition_penalty": 1.3, "max_length": 64}))
+    folder = export_folder(source, two_windows(), tmp_path / "out").folder
+    settings = AutoModelForCausalLM.from_pretrained(folder).generation_config
+    assert (settings.repetition_penalty, settings.max_length) == (1.3, 256)
+
+
 def test_read_only_files_of_the_model_are_no_obstacle(make_tiny_model, tiny_tokenizer, tmp_path):
     source = save(make_tiny_model(), tmp_path / "model", tiny_tokenizer)
     for path in source.folder().iterdir():
@@ -168,12 +183,32 @@ def test_read_only_files_of_the_model_are_no_obstacle(make_tiny_model, tiny_toke
     assert '"model_max_length": 256' in (folder / "tokenizer_config.json").read_text()
 
 
-def test_broken_tokenizer_settings_are_one_line(make_tiny_model, tmp_path):
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize(("content", "said"), [("{", "is not valid JSON"), ("[1]", "holds list, expected an object")])
+def test_broken_settings_are_one_line(make_tiny_model, tmp_path, name, content, said):
     source = save(make_tiny_model(), tmp_path / "model")
-    (source.folder() / "tokenizer_config.json").write_text("{")
-    with pytest.raises(UnsupportedModelError, match=r"tokenizer_config\.json of the model is not valid JSON"):
+    (source.folder() / name).write_text(content)
+    with pytest.raises(UnsupportedModelError, match=f"^{name} of the model {said}"):
         export_folder(source, two_windows(), tmp_path / "out")
     assert names(tmp_path) == ["model"]
+
+
+def test_tokenizers_with_more_templates_keep_them(make_tiny_model, tmp_path):
+    source = save(make_tiny_model(), tmp_path / "model")
+    (source.folder() / "additional_chat_templates").mkdir()
+    (source.folder() / "additional_chat_templates" / "tool.jinja").write_text("{{ tools }}")
+    folder = export_folder(source, two_windows(), tmp_path / "out").folder
+    assert (folder / "additional_chat_templates" / "tool.jinja").read_text() == "{{ tools }}"
+
+
+def test_permissions_are_those_of_any_new_folder(make_tiny_model, tmp_path):
+    source = save(make_tiny_model(), tmp_path / "model")
+    before = os.umask(0o077)
+    try:
+        folder = export_folder(source, two_windows(), tmp_path / "out").folder
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("model_type", ["llama", "phi3", "gemma2", "gemma3_text", "gpt_neox", "deepseek_v3"])

@@ -184,7 +184,7 @@ def test_one_set_of_factors(tmp_path, kind, version, key):
     inv_freq, attention_factor = ROPE_INIT_FUNCTIONS[kind](config, device=None)
     np.testing.assert_allclose(factors.inv_freq(), inv_freq.double().numpy(), rtol=5e-7)
     assert factors.attention_factor == pytest.approx(attention_factor, rel=1e-12)
-    assert (imported.description, imported.notes) == (f"config of rope type {kind}", ())
+    assert (imported.description, len(imported.notes)) == (f"config of rope type {kind}", int(kind == "linear"))
     assert factors.provenance["source"] == "a model"
     assert factors.provenance["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert [window.max_length for window in imported.windows] == [256]
@@ -347,6 +347,12 @@ def test_lists_that_fall_are_read_with_a_warning(tmp_path):
             UnsupportedModelError,
             "model type 'phi3small' is not known here and names no rope_theta",
         ),
+        (
+            spelled(4, "longrope", {**LISTS, **NESTED}) | {"rope_theta": "big"},
+            UnsupportedModelError,
+            "cannot be used: could not convert",
+        ),
+        ({"num_attention_heads": 0, **spelled(4, "linear", {"factor": 2.0})}, UnsupportedModelError, "cannot be used"),
         ({"model_type": "gpt2"}, UnsupportedModelError, "no rotary position embedding"),
     ],
 )
@@ -366,6 +372,17 @@ def test_files_that_are_no_configs(tmp_path, content, said):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UnsupportedModelError, match=said):
         read_config_rope(tmp_path / "config.json")
+
+
+def test_what_a_linear_factor_leaves_open_is_said(tmp_path):
+    """Some configs count max_position_embeddings after the scaling, as transformers does, and some before."""
+    path = write_config(tmp_path, **spelled(4, "linear", {"factor": 4.0}))
+    imported = import_config(path, "a model")
+    assert imported.factors.original_length == 64
+    assert "names no original length; 64 is its max_position_embeddings, 256, over its factor" in imported.notes[0]
+    path = write_config(tmp_path, original_max_position_embeddings=256, **spelled(4, "linear", {"factor": 4.0}))
+    imported = import_config(path, "a model")
+    assert (imported.factors.original_length, imported.factors.target_length, imported.notes) == (256, 1024, ())
 
 
 def test_a_config_says_its_own_length(tmp_path):
