@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:
@@ -14,12 +17,19 @@ def write_text_atomically(path: str | Path, text: str) -> None:
 
 def write_bytes_atomically(path: str | Path, data: bytes) -> None:
     """Write ``data`` beside ``path`` under a temporary name, then move it into place."""
+    with whole_file(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A file to write beside ``path``, which becomes ``path`` at the end of the block, and nothing after an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         mask = os.umask(0)

@@ -6,9 +6,7 @@ the table of tensors is written anew, because it holds offsets, which move. The 
 
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longrope.exceptions import InvalidInputError, SettingsError
+from longrope.files import whole_file
 
 # Bytes done, bytes in all.
 Report = Callable[[int, int], None]
@@ -116,32 +115,20 @@ class GGUFFile:
         counts = struct.pack("<QQ", len(kept) + len(tensors), len(entries))
         header[:0] = self._reader.data[:8].tobytes() + counts
 
-        output.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as target, self.path.open("rb") as source:
-                target.write(header)
+        with whole_file(output) as target, self.path.open("rb") as source:
+            target.write(header)
+            _pad(target, alignment)
+            done = 0
+            for tensor in kept:
+                source.seek(tensor.data_offset)
+                for size in _chunks(tensor.n_bytes):
+                    done += target.write(source.read(size))
+                    if report is not None:
+                        report(done, offset)
                 _pad(target, alignment)
-                done = 0
-                for tensor in kept:
-                    source.seek(tensor.data_offset)
-                    for size in _chunks(tensor.n_bytes):
-                        done += target.write(source.read(size))
-                        if report is not None:
-                            report(done, offset)
-                    _pad(target, alignment)
-                for values in tensors.values():
-                    target.write(values.astype("<f4").tobytes())
-                    _pad(target, alignment)
-                target.flush()
-                os.fsync(target.fileno())
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
-            os.replace(temporary, output)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            for values in tensors.values():
+                target.write(values.astype("<f4").tobytes())
+                _pad(target, alignment)
 
     def _kept_metadata(self, without: Collection[str]) -> list[bytes]:
         """The bytes of every metadata entry, each reaching to the next one or to the table of tensors."""
