@@ -102,6 +102,11 @@ def export_folder(
     lists = two_lists(schedule, short_window, single_list)
     if config_format == "v4":
         losses += v4_losses(config.model_type, lists)
+    own = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+    if own and not code:
+        losses += (
+            f"trust_remote_code runs the model's own code, {own}, which may ignore the factors; load without it",
+        )
     if single_list:  # what the folder means everywhere, to longrope.load too
         schedule = FactorSchedule(schedule.windows[-1:])
     weights = [] if config_only else _weights(folder)

@@ -220,6 +220,26 @@ def test_other_files_come_along_and_foreign_weights_do_not(make_folder, tmp_path
     }
 
 
+def test_code_of_the_model_may_ignore_the_factors_and_that_is_said(make_folder, tmp_path):
+    """The published Phi-3 models have code of their own, and a model type that transformers knows."""
+    source = make_folder()
+    assert export_folder(source, FAR, tmp_path / "plain").losses[-1] == CROSSING
+    path = source.folder() / "config.json"
+    config = json.loads(path.read_text()) | {"auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}}
+    path.write_text(json.dumps(config))
+    (source.folder() / "modeling_own.py").write_text("raise RuntimeError")
+    *_, last = export_folder(source, FAR, tmp_path / "out").losses
+    assert last.startswith("trust_remote_code runs the model's own code, modeling_own.OwnForCausalLM, which may ignore")
+
+
+def test_exports_without_code_remove_that_of_an_earlier_one(make_folder, tmp_path):
+    coded = export_folder(make_folder(), FAR, tmp_path / "coded", code=True).folder
+    folder = export_folder(ModelSource(str(coded)), FARTHER, tmp_path / "out").folder
+    assert not {"auto_map", "longrope"} & json.loads((folder / "config.json").read_text()).keys()
+    assert not (folder / "modeling_longrope.py").exists()
+    assert plain_transformers(folder).config.max_position_embeddings == 512
+
+
 def test_schedule_comes_back(make_folder, tmp_path):
     exported = export_folder(make_folder(), FAR, tmp_path / "deep" / "out")
     loaded = load_factors(exported.folder / "longrope.json")
