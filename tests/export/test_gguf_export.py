@@ -308,6 +308,12 @@ def test_n_hat_is_refused_or_replaced(make_base, tmp_path):
     assert lists(exported.path) == (float32(NEAR.lambdas), (1.5,) * 8)
 
 
+def test_n_hat_of_the_short_list_is_refused_too(make_base, tmp_path):
+    with pytest.raises(FactorsError, match=r"factors for 256 have n_hat = 8, which llama\.cpp cannot apply"):
+        export_gguf(make_base(), TWO.with_window(NEAR.replace(n_hat=8)), tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()
+
+
 def test_n_hat_of_a_window_that_is_left_out_does_not_matter(make_base, tmp_path):
     schedule = TWO.with_window(MIDDLE.replace(n_hat=4))
     assert lists(export_gguf(make_base(), schedule, tmp_path / "out.gguf").path)[1] == float32(LAMBDAS)

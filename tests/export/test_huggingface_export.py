@@ -352,9 +352,11 @@ def test_factors_of_another_model_are_refused(make_folder, tmp_path, factors):
     assert not (tmp_path / "out").exists()
 
 
-def test_factors_over_another_pretraining_length_are_refused(make_folder, tmp_path):
-    with pytest.raises(FactorsError, match="original_length"):
-        export_folder(make_folder(), FAR.replace(original_length=32), tmp_path / "out")
+@pytest.mark.parametrize("schedule", [False, True])
+def test_factors_over_another_pretraining_length_are_refused(make_folder, tmp_path, schedule):
+    factors = FAR.replace(original_length=128)
+    with pytest.raises(FactorsError, match="original_length 128, the model was pretrained on 64 tokens"):
+        export_folder(make_folder(), FactorSchedule((Window(256, factors),)) if schedule else factors, tmp_path / "out")
 
 
 @pytest.mark.parametrize("occupied", ["folder", "file"])
