@@ -20,25 +20,29 @@ _AUTO = "AutoModelForCausalLM"
 def add_code(folder: Path, config: Any, schedule: FactorSchedule) -> None:
     """Write the modeling file into ``folder`` and what it reads into ``config``, which is to be saved after that.
 
-    ``architectures`` stays as it is, for engines that know the model by it and read its two lists.
+    ``architectures`` stays as it is, for engines that know the model by it and read its two lists. Code that the model
+    brings, as the published Phi-3 models do although transformers knows them, is no longer named in the config, except
+    that of its tokenizer.
 
     Raises:
-        UnsupportedModelError: if the model runs code of its own already.
+        UnsupportedModelError: if the config was loaded by code of the model's own.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    known = getattr(config, "auto_map", None) or {}
-    if _AUTO in known and not _is_ours(known):
+    if not type(config).__module__.startswith("transformers.models."):
         raise UnsupportedModelError(
-            f"the model runs code of its own ({known[_AUTO]}), which --code would replace; leave --code out"
+            f"the config is read by code of the model's own ({type(config).__name__}), which --code cannot stand in "
+            "for; leave --trust-remote-code out if transformers knows the model, or --code"
         )
+    known = getattr(config, "auto_map", None) or {}
     architecture = architecture_for(config)
     base = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[architecture.model_type]
     text = resources.files("longrope.export").joinpath(CODE_FILE).read_text(encoding="utf-8")
     text = text.replace(_BASE, base)
     text = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("# mypy"))
     (folder / CODE_FILE).write_text(f"# Written by longrope {__version__}.\n{text}", encoding="utf-8")
-    config.auto_map = {**known, _AUTO: f"{_MODULE}.LongRope{base}"}
+    tokenizer = {name: where for name, where in known.items() if name == "AutoTokenizer"}
+    config.auto_map = {**tokenizer, _AUTO: f"{_MODULE}.LongRope{base}"}
     layer_types = getattr(config, "layer_types", None) or []
     shared = architecture.local_layers == "shared"
     config.longrope = {

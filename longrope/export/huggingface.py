@@ -27,7 +27,7 @@ from longrope.export.two_lists import two_lists
 from longrope.files import write_text_atomically
 from longrope.lengths import format_length
 from longrope.model.load import ModelSource
-from longrope.model.rope_config import SCHEDULE_FILE, ModelRope, read_rope
+from longrope.model.rope_config import SCHEDULE_FILE, ModelRope, check_attention_span, read_rope
 from longrope.rope.factors import RopeFactors
 from longrope.rope.policy import FactorSchedule, Window
 
@@ -93,6 +93,7 @@ def export_folder(
     rope = read_rope(config, folder)
     window = config.max_position_embeddings
     schedule = _schedule(rope, factors)
+    check_attention_span(config, schedule.windows[-1].max_length)
     if not code:
         schedule = FactorSchedule(
             tuple(Window(each.max_length, flat(each.factors, without_n_hat)) for each in schedule.windows)

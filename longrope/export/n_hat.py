@@ -9,8 +9,10 @@ from longrope.lengths import format_length
 from longrope.rope.factors import RopeFactors
 from longrope.search.candidate import Candidate
 
+TRANSFORMERS = "plain transformers"
 
-def without_n_hat(factors: RopeFactors, replace: bool, engine: str = "plain transformers") -> RopeFactors:
+
+def without_n_hat(factors: RopeFactors, replace: bool, engine: str = TRANSFORMERS) -> RopeFactors:
     """Factors that an engine without n_hat can apply.
 
     Args:
@@ -31,9 +33,10 @@ def without_n_hat(factors: RopeFactors, replace: bool, engine: str = "plain tran
             f"{problem} cannot apply, and their file names no candidate with n_hat = 0; search with --n-hat 0"
         )
     if not replace:
+        keep = ", or --code, which keeps n_hat for trust_remote_code" if engine == TRANSFORMERS else ""
         raise FactorsError(
             f"{problem} cannot apply; add --without-n-hat to use the best candidate with n_hat = 0 of the same "
-            f"search{_cost(results)}"
+            f"search{_cost(results)}{keep}"
         )
     provenance = {**factors.provenance, "replaced": "the best candidate with n_hat = 0 of the search"}
     return Candidate.from_dict(flat).to_factors(factors, factors.target_length).replace(provenance=provenance)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from tiny_models import rotary_dim
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 import longrope
 from longrope.exceptions import SettingsError, UnsupportedModelError
@@ -212,12 +212,30 @@ assert not any(name.split(".")[0] == "longrope" for name in sys.modules)
     assert_close(torch.load(tmp_path / "logits.pt"), expected)
 
 
-def test_code_of_another_kind_is_not_replaced(make_tiny_model, tmp_path):
+def test_code_that_the_model_brings_is_no_longer_run(make_tiny_model, tmp_path):
+    """As the published Phi-3 models do, with a config class of their own."""
+    base = make_tiny_model("phi3")
+    base.config.auto_map = {"AutoConfig": "configuration_other.Config", "AutoModelForCausalLM": "modeling_other.Model"}
+    schedule = three_windows("phi3")
+    theirs = trusted(code_folder(base, schedule, tmp_path / "folder"))
+    assert type(theirs).__name__ == "LongRopePhi3ForCausalLM"
+    with attached(base, schedule):
+        expected = logits_of(base, tokens(100))
+    assert_close(logits_of(theirs, tokens(100)), expected)
+
+
+def test_config_of_another_kind_is_refused(make_tiny_model, tmp_path):
+    class OtherConfig(LlamaConfig):
+        pass
+
+    with pytest.raises(UnsupportedModelError, match="read by code of the model's own \\(OtherConfig\\)"):
+        add_code(tmp_path, OtherConfig(), three_windows())
+    assert not (tmp_path / CODE_FILE).exists()
+
+
+def test_other_code_is_not_removed(make_tiny_model):
     config = make_tiny_model().config
     config.auto_map = {"AutoModelForCausalLM": "modeling_other.OtherForCausalLM"}
-    with pytest.raises(UnsupportedModelError, match="runs code of its own"):
-        add_code(tmp_path, config, three_windows())
-    assert not (tmp_path / CODE_FILE).exists()
     remove_code(config)
     assert config.auto_map == {"AutoModelForCausalLM": "modeling_other.OtherForCausalLM"}
 

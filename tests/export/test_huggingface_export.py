@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from longrope.exceptions import FactorsError, RunExistsError
+from longrope.exceptions import FactorsError, RunExistsError, UnsupportedModelError
 from longrope.export import huggingface
 from longrope.export.config import set_longrope
 from longrope.export.huggingface import export_folder
@@ -304,6 +304,14 @@ def test_schedule_of_one_window_uses_it_for_both_lists():
 # n_hat
 
 
+def test_sliding_window_shorter_than_the_factors_is_refused(make_folder, tmp_path):
+    source = make_folder("mistral", sliding_window=100)
+    with pytest.raises(UnsupportedModelError, match="attends to the last 100 tokens only") as refusal:
+        export_folder(source, FAR, tmp_path / "out")
+    assert 'set "sliding_window" to null' in str(refusal.value)
+    assert not (tmp_path / "out").exists()
+
+
 RESULTS = {
     "best_without_n_hat": {"lambdas": [1.5] * 8, "n_hat": 0, "attention_factor": 1.15},
     "methods": [
@@ -318,7 +326,7 @@ def test_n_hat_is_refused_with_an_offer(make_folder, tmp_path):
     with pytest.raises(FactorsError, match="add --without-n-hat") as refusal:
         export_folder(make_folder(), factors, tmp_path / "out")
     assert "n_hat = 4" in str(refusal.value)
-    assert "(perplexity 5.5000 instead of 5.2500)" in str(refusal.value)
+    assert "(perplexity 5.5000 instead of 5.2500), or --code, which keeps n_hat" in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "out").exists()
 
