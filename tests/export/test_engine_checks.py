@@ -253,6 +253,12 @@ def test_lists_change_inside_a_window(export):
     assert rows(check(folder, "hf")) == expected
 
 
+def test_factors_of_another_model_are_no_reference(export, tmp_path):
+    scaled(TWO_LISTS, 1.15).windows[-1].factors.replace(rope_theta=5e5).save(tmp_path / "other.json")
+    with pytest.raises(FactorsError, match="rope_theta"):
+        check(export(TWO_LISTS), "hf", factors=tmp_path / "other.json")
+
+
 def test_without_a_schedule_transformers_is_the_reference(export):
     folder = export(scaled(TWO_LISTS, 1.15))
     (folder / "longrope.json").unlink()

@@ -243,6 +243,25 @@ def test_two_lists_become_a_schedule(tmp_path, model_type, settings):
         assert window.factors.provenance["source"] == "a model"
 
 
+def test_where_two_entries_disagree_the_one_that_transformers_takes_wins(tmp_path):
+    """The original length at the top level over the nested one, and the old name of the parameters over the new."""
+    nested = {**LISTS, "original_max_position_embeddings": 32}
+    path = write_config(tmp_path, **spelled(4, "longrope", nested), **NESTED)
+    assert_same(import_config(path, "a model").factors, two_windows())
+    other = {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}
+    path = write_config(tmp_path, **spelled(4, "longrope", {**LISTS, **NESTED}), **other)
+    assert_same(import_config(path, "a model").factors, two_windows())
+
+
+def test_mscales_of_a_config_for_one_length(tmp_path):
+    one = {"max_position_embeddings": 64, "original_max_position_embeddings": 64}
+    mscales = {"short_mscale": 1.2, "long_mscale": 1.3, "factor": 1.0}
+    path = write_config(tmp_path, **{**spelled(4, "longrope", {**LISTS, **mscales}), **one})
+    schedule = import_config(path, "a model").factors
+    assert schedule.describe() == "64"
+    assert (schedule.reference.lambdas, schedule.reference.attention_factor) == (tuple(SHORT), 1.2)
+
+
 def test_a_rope_for_each_layer_type(tmp_path):
     layers = {
         "full_attention": spelled(5, "su", {**LISTS, **NESTED})["rope_parameters"],
