@@ -253,6 +253,15 @@ def test_lists_change_inside_a_window(export):
     assert rows(check(folder, "hf")) == expected
 
 
+def test_factors_of_one_window_stand_on_those_of_the_folder(export, tmp_path):
+    folder = export(scaled(TWO_LISTS, 1.15))
+    far = scaled(TWO_LISTS, 1.15).windows[-1].factors
+    far.save(tmp_path / "far.json")
+    report = check(folder, "hf", factors=tmp_path / "far.json")
+    assert rows(report) == [(1, 64, 64, "short", 1.15, True), (65, 256, 256, "long", 1.15, True)]
+    assert report.reference == "the factors given"
+
+
 def test_factors_of_another_model_are_no_reference(export, tmp_path):
     scaled(TWO_LISTS, 1.15).windows[-1].factors.replace(rope_theta=5e5).save(tmp_path / "other.json")
     with pytest.raises(FactorsError, match="rope_theta"):

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from longrope.exceptions import FactorsError, SettingsError
 from longrope.export.engines import exllama, huggingface, llama_cpp, mlx, sglang, vllm
-from longrope.export.engines.folder import Folder, read_folder, read_measured
+from longrope.export.engines.folder import Folder, read_folder
 from longrope.export.engines.service import Report, Service, compare, longest_asked
 from longrope.export.gguf_file import GGUFFile
 from longrope.model.rope_config import SCHEDULE_FILE
+from longrope.rope.factors import RopeFactors
+from longrope.rope.policy import FactorSchedule, Window, load_factors
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,27 @@ def check(model: str | Path, engine: str, max_length: int | None = None, factors
     if engine not in ENGINES:
         raise SettingsError(f"engine {engine!r} is not known; give {', '.join(ENGINES)}")
     row = ENGINES[engine]
-    measured = None if factors is None else read_measured(Path(factors))
+    measured = None if factors is None else load_factors(factors)
     if path.suffix == ".gguf":
         if engine != "llama.cpp":
             raise SettingsError(f"{path} is a GGUF file, which engine {engine!r} is not checked with; use llama.cpp")
         file = GGUFFile(path)
         beside, reference = path.parent / SCHEDULE_FILE, "the factors given"
         if measured is None and beside.exists():
-            measured, reference = read_measured(beside), SCHEDULE_FILE
+            measured, reference = load_factors(beside), SCHEDULE_FILE
         if measured is None:
             raise FactorsError(f"{path} does not say what was measured; add --factors FILE, for example longrope.json")
-        llama_cpp.check_fits(file, measured)
-        schedule = measured
+        schedule = measured if isinstance(measured, FactorSchedule) else _on_plain(measured)
+        llama_cpp.check_fits(file, schedule)
         service = llama_cpp.serve_file(file, longest_asked(schedule, max_length))
     else:
         folder = read_folder(path, measured)
         schedule, reference = folder.schedule, folder.reference
         service = row.serve(folder, longest_asked(schedule, max_length))
     return compare(str(path), row.version(), reference, schedule, service)
+
+
+def _on_plain(factors: RopeFactors) -> FactorSchedule:
+    """Factors of one window on top of plain RoPE."""
+    plain = RopeFactors.identity(factors.rope_theta, factors.rotary_dim, factors.original_length)
+    return FactorSchedule((Window(plain.target_length, plain),)).with_window(factors)

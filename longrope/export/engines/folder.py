@@ -14,7 +14,7 @@ from longrope.model.load import ModelSource
 from longrope.model.rope_config import SCHEDULE_FILE, ModelRope, read_rope
 from longrope.rope import attention_factor
 from longrope.rope.factors import RopeFactors
-from longrope.rope.policy import FactorSchedule, Window, load_factors
+from longrope.rope.policy import FactorSchedule
 
 FROM_CONFIG = "config.json as transformers reads it"
 MSCALES_SET_IT = "; short_mscale and long_mscale in its rope_parameters are what counts here"
@@ -113,13 +113,14 @@ class Folder:
         return short, long
 
 
-def read_folder(path: Path, measured: FactorSchedule | None = None) -> Folder:
+def read_folder(path: Path, measured: RopeFactors | FactorSchedule | None = None) -> Folder:
     """Read a folder for the engines.
 
     Args:
         path: a Hugging Face folder.
-        measured: the schedule to compare with; that of ``longrope.json`` where not given, and where there is none
-            what transformers makes of the config.
+        measured: the schedule to compare with, or factors of one window, which stand on top of the folder's own
+            windows; the schedule of ``longrope.json`` where not given, and where there is none what transformers
+            makes of the config.
 
     Raises:
         UnsupportedModelError: if there is no such folder, no usable config, or nothing is rescaled.
@@ -134,8 +135,10 @@ def read_folder(path: Path, measured: FactorSchedule | None = None) -> Folder:
     kind = parameters.get("rope_type", "default")
     reference = SCHEDULE_FILE
     if measured is not None:
-        measured.reference.check_fits(rope.rope_theta, rope.rotary_dim)
-        schedule, reference = measured, "the factors given"
+        given = measured if isinstance(measured, RopeFactors) else measured.reference
+        given.check_fits(rope.rope_theta, rope.rotary_dim)
+        schedule = rope.extended_by(measured) if isinstance(measured, RopeFactors) else measured
+        reference = "the factors given"
     elif (path / SCHEDULE_FILE).exists():
         schedule = rope.schedule()
     elif kind == "longrope":
@@ -153,16 +156,3 @@ def read_folder(path: Path, measured: FactorSchedule | None = None) -> Folder:
                     "rotated pair; export the folder again"
                 )
     return Folder(path, settings, config, rope, schedule, reference)
-
-
-def read_measured(path: Path) -> FactorSchedule:
-    """The schedule in a factor file; factors of one window stand on top of plain RoPE.
-
-    Raises:
-        FactorsError: if the file cannot be used.
-    """
-    loaded = load_factors(path)
-    if isinstance(loaded, FactorSchedule):
-        return loaded
-    plain = RopeFactors.identity(loaded.rope_theta, loaded.rotary_dim, loaded.original_length)
-    return FactorSchedule((Window(plain.target_length, plain),)).with_window(loaded)
