@@ -40,8 +40,8 @@ _STALE = (
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
 )
-# llama.cpp rounds the context it is given up to a multiple of this.
-_CONTEXT_STEP = 256
+CONTEXT_STEP = 256
+"""llama.cpp rounds the context it is given up to a multiple of this."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def export_gguf(
     file = GGUFFile(base)
     architecture = _architecture(file)
     reference = factors if isinstance(factors, RopeFactors) else factors.reference
-    _check_fits(file, architecture, reference)
+    check_fits(file, reference)
     if isinstance(factors, RopeFactors):
         schedule = _put_on_top(factors, _present(file, architecture, factors))
     else:
@@ -138,8 +138,9 @@ def _architecture(file: GGUFFile) -> str:
     return str(architecture)
 
 
-def _check_fits(file: GGUFFile, architecture: str, factors: RopeFactors) -> None:
-    """Compare with the base's own frequencies, whose rope_theta the file rounds to float32."""
+def check_fits(file: GGUFFile, factors: RopeFactors) -> None:
+    """Raise FactorsError unless the factors are for the model in the file, whose rope_theta is in float32."""
+    architecture = file.value("general.architecture")
     rotary_dim = file.value(f"{architecture}.rope.dimension_count", file.value(f"{architecture}.attention.key_length"))
     if rotary_dim is None:
         heads = file.value(f"{architecture}.attention.head_count", 1)
@@ -226,9 +227,9 @@ def _losses(schedule: FactorSchedule, short: Window, long: Window, division: int
         "llama.cpp chooses the list by the context it is given, not by the length of the text: above "
         f"{format_length(division)} every text gets the long list, however short it is"
     )
-    if division % _CONTEXT_STEP:
-        reached = division // _CONTEXT_STEP * _CONTEXT_STEP
+    if division % CONTEXT_STEP:
+        reached = division // CONTEXT_STEP * CONTEXT_STEP
         yield (
-            f"llama.cpp rounds contexts up to a multiple of {_CONTEXT_STEP}: the short list needs one of "
+            f"llama.cpp rounds contexts up to a multiple of {CONTEXT_STEP}: the short list needs one of "
             + (f"at most {format_length(reached)} tokens" if reached else "less than that, so it is never used")
         )

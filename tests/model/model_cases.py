@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from tiny_models import rotary_dim
 
+from longrope.model.attach import attached
+
 ORIGINAL, EXTENDED = 64, 256
 SHORT = [1.0, 1.0, 1.05, 1.1, 1.2, 1.3, 1.4, 1.5]
 LONG = [1.0, 1.1, 1.5, 2.0, 2.5, 3.0, 3.7, 4.1]
@@ -61,3 +63,16 @@ def random_ids(length, rows=1, seed=0, vocabulary=128):
 @torch.inference_mode()
 def logits_of(model, ids, **inputs):
     return model(ids, use_cache=False, **inputs).logits
+
+
+def under(model, policy, ids, mode="exact", **inputs):
+    with attached(model, policy, mode=mode):
+        return logits_of(model, ids, **inputs)
+
+
+def assert_close(ours, theirs, tolerance=1e-5):
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def difference(a, b):
+    return (a - b).abs().max().item()

@@ -2,7 +2,19 @@
 
 import pytest
 import torch
-from model_cases import EXTENDED, LONG, ORIGINAL, SHORT, logits_of, longrope_model, random_ids, scaled_model
+from model_cases import (
+    EXTENDED,
+    LONG,
+    ORIGINAL,
+    SHORT,
+    assert_close,
+    difference,
+    logits_of,
+    longrope_model,
+    random_ids,
+    scaled_model,
+    under,
+)
 from tiny_models import rotary_dim, tiny_config
 from transformers import (
     AutoModelForCausalLM,
@@ -54,19 +66,6 @@ def three_windows(model_type):
             Window(EXTENDED, factors_for(model_type, LONG, n_hat=8, attention_factor=1.1)),
         )
     )
-
-
-def under(model, policy, ids, mode="exact", **inputs):
-    with attached(model, policy, mode=mode):
-        return logits_of(model, ids, **inputs)
-
-
-def assert_close(ours, theirs, tolerance=1e-5):
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
-
-
-def difference(a, b):
-    return (a - b).abs().max().item()
 
 
 @pytest.mark.parametrize("model_type", EVERY)

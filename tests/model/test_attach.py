@@ -9,9 +9,12 @@ from model_cases import (
     LONG,
     ORIGINAL,
     SHORT,
+    assert_close,
+    difference,
     logits_of,
     random_ids,
     scaled_model,
+    under,
 )
 from transformers import DynamicCache, StaticCache
 
@@ -26,19 +29,6 @@ NEAR = PLAIN.replace(lambdas=tuple(SHORT), attention_factor=1.1)
 FAR = PLAIN.replace(lambdas=tuple(LONG), target_length=EXTENDED, attention_factor=1.1)
 LATE = FAR.replace(n_hat=8)
 SCHEDULE = FactorSchedule((Window(ORIGINAL, NEAR), Window(EXTENDED, FAR)))
-
-
-def under(model, policy, ids, mode="exact", **inputs):
-    with attached(model, policy, mode=mode):
-        return logits_of(model, ids, **inputs)
-
-
-def assert_close(ours, theirs, tolerance=1e-5):
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
-
-
-def difference(a, b):
-    return (a - b).abs().max().item()
 
 
 def left_padded(ids, lengths):

@@ -10,6 +10,7 @@ from longrope.exceptions import FactorsError, SettingsError
 from longrope.export.engines import exllama, huggingface, llama_cpp, mlx, sglang, vllm
 from longrope.export.engines.folder import Folder, read_folder
 from longrope.export.engines.service import Report, Service, compare, longest_asked
+from longrope.export.gguf import check_fits
 from longrope.export.gguf_file import GGUFFile
 from longrope.model.rope_config import SCHEDULE_FILE
 from longrope.rope.factors import RopeFactors
@@ -65,7 +66,7 @@ def check(model: str | Path, engine: str, max_length: int | None = None, factors
         if measured is None:
             raise FactorsError(f"{path} does not say what was measured; add --factors FILE, for example longrope.json")
         schedule = measured if isinstance(measured, FactorSchedule) else _on_plain(measured)
-        llama_cpp.check_fits(file, schedule)
+        check_fits(file, schedule.reference)
         service = llama_cpp.serve_file(file, longest_asked(schedule, max_length))
     else:
         folder = read_folder(path, measured)

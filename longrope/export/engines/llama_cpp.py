@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import shlex
 
-import numpy as np
-
 from longrope.export.engines.folder import Folder
 from longrope.export.engines.service import NOTHING, Applied, Service
-from longrope.export.gguf import ARCHITECTURES, LONG, SHORT
+from longrope.export.gguf import ARCHITECTURES, CONTEXT_STEP, LONG, SHORT
 from longrope.export.gguf_file import GGUFFile
 from longrope.lengths import format_length
-from longrope.rope.policy import FactorSchedule
 
 VERSION = "llama.cpp (build 10481, commit 25ae3a9b331f)"
 
@@ -26,7 +23,6 @@ _CONVERTED_TO = {
     "mixtral": "llama",
     "phi3": "phi3",
 }  # model type -> GGUF architecture, of those that load factor tensors
-_CONTEXT_STEP = 256
 _CROSSING = "never: one list for the whole context"
 
 
@@ -54,7 +50,7 @@ def serve_file(file: GGUFFile, longest: int) -> Service:
     """What llama.cpp computes with a GGUF file in a context for sequences of at most ``longest`` tokens."""
     architecture = str(file.value("general.architecture"))
     original = int(_said(file, "rope.scaling.original_context_length", _said(file, "context_length", 0)))
-    context = -(-longest // _CONTEXT_STEP) * _CONTEXT_STEP
+    context = -(-longest // CONTEXT_STEP) * CONTEXT_STEP
     name, tensor = ("long", LONG) if context > original else ("short", SHORT)
     kind = file.value(f"{architecture}.rope.scaling.type", "linear")
     factors = file.tensor(tensor)
@@ -72,15 +68,15 @@ def serve_file(file: GGUFFile, longest: int) -> Service:
     if factors is not None and not mismatches:
         used = Applied(name, tuple((factors * scale).tolist()), _said(file, "rope.scaling.attn_factor", 1.0))
     notes.append(
-        f"all sequences get the {name} list, because a context of {context} tokens (a multiple of {_CONTEXT_STEP}) is "
+        f"all sequences get the {name} list, because a context of {context} tokens (a multiple of {CONTEXT_STEP}) is "
         f"{'above' if context > original else 'not above'} the original length {format_length(original)}"
     )
     if context > original:
-        shorter = original // _CONTEXT_STEP * _CONTEXT_STEP
+        shorter = original // CONTEXT_STEP * CONTEXT_STEP
         notes.append(
             f"contexts of up to {format_length(shorter)} tokens get the short list"
             if shorter
-            else f"no context gets the short list: the smallest, {_CONTEXT_STEP}, is above {format_length(original)}"
+            else f"no context gets the short list: the smallest, {CONTEXT_STEP}, is above {format_length(original)}"
         )
     return Service(
         lambda length: used,
@@ -90,16 +86,6 @@ def serve_file(file: GGUFFile, longest: int) -> Service:
         notes=tuple(notes),
         mismatches=tuple(mismatches),
     )
-
-
-def check_fits(file: GGUFFile, schedule: FactorSchedule) -> None:
-    """Raise FactorsError unless the schedule is for the model in the file, whose rope_theta is in float32."""
-    reference = schedule.reference
-    rope_theta = _said(file, "rope.freq_base", 10000.0)
-    if np.float32(reference.rope_theta) == np.float32(rope_theta):
-        rope_theta = reference.rope_theta
-    rotary_dim = _said(file, "rope.dimension_count", _said(file, "attention.key_length", reference.rotary_dim))
-    reference.check_fits(rope_theta, int(rotary_dim))
 
 
 def _said(file: GGUFFile, name: str, default: float) -> float:
