@@ -1,0 +1,1 @@
+"""Training a model under its new factors, on one process or on many."""
