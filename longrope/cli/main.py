@@ -17,7 +17,9 @@ from longrope.cli.apply import apply
 from longrope.cli.check import check
 from longrope.cli.demo import demo
 from longrope.cli.export import export
+from longrope.cli.finetune import finetune
 from longrope.cli.import_factors import import_factors
+from longrope.cli.merge import merge
 from longrope.cli.readjust import readjust
 from longrope.cli.search import search
 from longrope.cli.show import show
@@ -31,7 +33,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            print("interrupted; a search or readjustment goes on with --resume", file=sys.stderr)
+            print("interrupted; a search, fine-tuning or readjustment goes on with --resume", file=sys.stderr)
             sys.exit(130)
 
 
@@ -62,7 +64,7 @@ def _options(
     """Extend the context window of RoPE language models the LongRoPE way."""
 
 
-for command in (search, readjust, show, apply, check, demo):
+for command in (search, finetune, readjust, show, apply, check, merge, demo):
     app.command()(command)
 app.command("import")(import_factors)
 app.add_typer(export, name="export")

@@ -11,6 +11,7 @@ from longrope import __version__
 from longrope.export.recipe import method, model_name, recipe
 from longrope.export.serving import serving
 from longrope.export.two_lists import TwoLists
+from longrope.export.weights import NewWeights
 from longrope.files import write_text_atomically
 from longrope.lengths import format_length
 from longrope.rope.policy import FactorSchedule
@@ -36,8 +37,9 @@ class Card:
         lists: what engines with two lists read.
         losses: what plain transformers does differently.
         code: whether the folder holds the modeling file.
-        weights: whether it holds the weights.
+        weights: whether it holds the weights of the model.
         options: those of ``longrope apply`` beside the model, the factors and the output.
+        new_weights: what took the place of the model's weights, if anything did.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Card:
     code: bool
     weights: bool
     options: str
+    new_weights: NewWeights | None = None
 
 
 def write_card(card: Card, folder: Path) -> None:
@@ -66,17 +69,12 @@ def _text(card: Card, folder: Path) -> str:
     window, original = format_length(lists.long.max_length), format_length(lists.original_length)
     base = _base_model(card)
     shown = f"[{base}](https://huggingface.co/{base})" if isinstance(base, str) else f"`{model_name(card.model)}`"
-    weights = (
-        "The weights are those of the model, unchanged."
-        if card.weights
-        else "This folder holds no weights: lay its files over those of the model."
-    )
     parts = [
         f"---\n{_metadata(card, base)}\n---",
         f"{_MARK} of longrope {__version__}. -->",
         f"# {card.name}",
         f"{shown} with a context window of {window} tokens: its rotary position embedding is rescaled by factors of "
-        f"{_PAPER}. It was pretrained on {original} tokens. {weights}",
+        f"{_PAPER}. It was pretrained on {original} tokens. {_weights(card)}",
     ]
     if (folder / ORIGINAL_CARD_FILE).exists():
         parts.append(f"The model's own card is [{ORIGINAL_CARD_FILE}]({ORIGINAL_CARD_FILE}).")
@@ -91,9 +89,17 @@ def _text(card: Card, folder: Path) -> str:
         "## How the factors were made",
         *recipe(card.schedule),
         "## This folder again",
-        f"    {_apply(card)}",
+        f"    {_command(card)}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _weights(card: Card) -> str:
+    if card.new_weights is not None:
+        return card.new_weights.told
+    if card.weights:
+        return "The weights are those of the model, unchanged."
+    return "This folder holds no weights: lay its files over those of the model."
 
 
 def _windows(schedule: FactorSchedule) -> str:
@@ -110,7 +116,9 @@ def _windows(schedule: FactorSchedule) -> str:
     return "\n".join(lines)
 
 
-def _apply(card: Card) -> str:
+def _command(card: Card) -> str:
+    if card.new_weights is not None:
+        return f"longrope {card.new_weights.command}"
     revision = f" --model-revision {card.revision}" if card.revision else ""
     options = f" {card.options}" if card.options else ""
     return f"longrope apply {model_name(card.model)}{revision} --factors longrope.json{options} --output FOLDER"

@@ -24,6 +24,7 @@ from longrope.export.config import CONFIG_FORMATS, set_longrope, to_v4, v4_losse
 from longrope.export.folder import refuse_occupied, whole_folder
 from longrope.export.n_hat import without_n_hat as flat
 from longrope.export.two_lists import two_lists
+from longrope.export.weights import INDEX_FILE, WEIGHTS_SUFFIX, NewWeights, is_foreign, weight_files
 from longrope.files import write_text_atomically
 from longrope.lengths import format_length
 from longrope.model.load import ModelSource
@@ -31,12 +32,8 @@ from longrope.model.rope_config import SCHEDULE_FILE, ModelRope, check_attention
 from longrope.rope.factors import RopeFactors
 from longrope.rope.policy import FactorSchedule, Window
 
-_WEIGHTS, _INDEX = ".safetensors", "model.safetensors.index.json"
-_REPLACED = {"config.json", SCHEDULE_FILE, CARD_FILE, CODE_FILE}
-_FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".gguf", ".onnx")
+_REPLACED = {"config.json", INDEX_FILE, SCHEDULE_FILE, CARD_FILE, CODE_FILE}
 _TEMPLATES = "additional_chat_templates"  # the one folder of a tokenizer
-# The model once more in Mistral's own form, which vLLM would prefer and which knows nothing of the factors.
-_FOREIGN_NAMES = ("consolidated", "params.json")
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,7 @@ def export_folder(
     config_only: bool = False,
     copy: bool = False,
     name: str | None = None,
+    new_weights: NewWeights | None = None,
 ) -> Exported:
     """Write ``output``: config, weights, tokenizer, the schedule in longrope.json, and a model card.
 
@@ -77,6 +75,7 @@ def export_folder(
         config_only: write no weights.
         copy: copy the weights even where they could be hard-linked.
         name: what the card calls the folder, for example its future hub id; the folder's own name when not given.
+        new_weights: take the place of the model's weights, for example after training.
 
     Raises:
         FactorsError: if the factors do not fit the model, or need n_hat.
@@ -88,7 +87,8 @@ def export_folder(
     refuse_occupied(output)
     if config_format not in CONFIG_FORMATS:
         raise SettingsError(f"config format {config_format!r} is not known; use {' or '.join(CONFIG_FORMATS)}")
-    folder = source.folder(weights=not config_only)
+    own_weights = not config_only and new_weights is None
+    folder = source.folder(weights=own_weights)
     config = source.load_config()
     rope = read_rope(config, folder)
     window = config.max_position_embeddings
@@ -110,7 +110,9 @@ def export_folder(
         )
     if single_list:  # what the folder means everywhere, to longrope.load too
         schedule = FactorSchedule(schedule.windows[-1:])
-    weights = [] if config_only else _weights(folder)
+    weights = weight_files(folder) if own_weights else []
+    if new_weights is not None and new_weights.dtype is not None:
+        config.dtype = new_weights.dtype
     card = Card(
         name=name or output.resolve().name,
         model=source.name,
@@ -123,6 +125,7 @@ def export_folder(
         code=code,
         weights=bool(weights),
         options=_options(short_window, single_list, config_format, code, config_only),
+        new_weights=new_weights,
     )
     with whole_folder(output) as written, _quiet_transformers():
         if code:
@@ -134,6 +137,8 @@ def export_folder(
         if config_format == "v4":
             _edit_json(written / "config.json", to_v4)
         schedule.save(written / SCHEDULE_FILE)
+        if new_weights is not None:
+            new_weights.write(written)
         for path in weights:
             _place(path, written / path.name, link=not copy)
         for path in _others(folder):
@@ -178,36 +183,10 @@ def _options(short_window: int | None, single_list: bool, config_format: str, co
     return shlex.join([*words, *(name for name, chosen in flags.items() if chosen)])
 
 
-def _is_foreign(path: Path) -> bool:
-    return path.name.removesuffix(".index.json").endswith(_FOREIGN) or path.name.startswith(_FOREIGN_NAMES)
-
-
-def _weights(folder: Path) -> list[Path]:
-    """The weight files of the model, complete; a link to nowhere is none, as an interrupted download leaves it."""
-    weights = [path for path in sorted(folder.glob(f"*{_WEIGHTS}")) if path.is_file() and not _is_foreign(path)]
-    if not weights:
-        raise UnsupportedModelError(
-            f"{folder} holds no *.safetensors weights; convert the model to safetensors first, or add --config-only"
-        )
-    index = folder / _INDEX
-    if not index.exists():
-        return weights
-    try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UnsupportedModelError(f"{index} is not an index of safetensors; is the folder complete?") from None
-    missing = sorted(named - {path.name for path in weights})
-    if missing:
-        raise UnsupportedModelError(
-            f"{folder} lacks the weights {missing[0]}, which its index names; download it again"
-        )
-    return [*weights, index]
-
-
 def _others(folder: Path) -> Iterable[Path]:
     """The files beside weights and config: the tokenizer, a license, code of the model, ..."""
     for path in sorted(folder.iterdir()):
-        skipped = path.name in _REPLACED or path.name == _INDEX or path.name.endswith(_WEIGHTS) or _is_foreign(path)
+        skipped = path.name in _REPLACED or path.name.endswith(WEIGHTS_SUFFIX) or is_foreign(path)
         if path.is_file() and not skipped:
             yield path
 
