@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from longrope.exceptions import DataError
 PARQUET_BATCH = 16  # rows decoded at a time; a row may be a whole book
 
 # What the hub accepts as a repository name, with or without its owner.
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -57,22 +57,32 @@ def read_documents(
         DataError: at once if ``source`` is no such file or folder; while iterating if a hub dataset cannot be
             loaded, a document cannot be read, or there are none.
     """
+    files = files_of(source)
+    if files is None:
+        return _never_empty(_read_dataset(str(source), field, split, revision, config, seed), str(source))
+    return _never_empty(_read_files(files, field), str(source))
+
+
+def files_of(source: str | Path) -> list[Path] | None:
+    """The files that ``source`` names; None where it is the id of a hub dataset.
+
+    Raises:
+        DataError: if it is neither.
+    """
     path = Path(source)
     if path.is_dir():
-        files = _files_below(path)
-    elif path.is_file():
-        files = [path]
+        return files_below(path)
+    if path.is_file():
         if path.suffix.lower() not in _READERS:
-            raise DataError(f"data {str(source)!r} is not a kind of file that can be read; give {_KINDS} or a folder")
+            raise DataError(f"data {str(source)!r} is not a kind of file that can be read; give {KINDS} or a folder")
         if path.stat().st_size == 0:
             raise DataError(f"data {str(source)!r} is an empty file")
-    elif path.exists():
+        return [path]
+    if path.exists():
         raise DataError(f"data {str(source)!r} is neither a regular file nor a folder")
-    elif _HUB_NAME.fullmatch(str(source)) and path.suffix.lower() not in _READERS:
-        return _never_empty(_read_dataset(str(source), field, split, revision, config, seed), str(source))
-    else:
-        raise DataError(f"data {str(source)!r} does not exist; give {_KINDS}, a folder, or a Hugging Face dataset id")
-    return _never_empty(_read_files(files, field), str(source))
+    if HUB_NAME.fullmatch(str(source)) and path.suffix.lower() not in _READERS:
+        return None
+    raise DataError(f"data {str(source)!r} does not exist; give {KINDS}, a folder, or a Hugging Face dataset id")
 
 
 def _never_empty(documents: Iterable[Document], source: str) -> Iterator[Document]:
@@ -86,7 +96,8 @@ def _never_empty(documents: Iterable[Document], source: str) -> Iterator[Documen
 # --- Files ---
 
 
-def _files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """The files in ``folder`` and below that can be read, ordered by path; hidden ones are passed over."""
     found = {}
     for path in folder.rglob("*"):
         parts = path.relative_to(folder).parts
@@ -94,7 +105,7 @@ def _files_below(folder: Path) -> list[Path]:
         if path.suffix.lower() in _READERS and not hidden and path.is_file():
             found[parts] = path
     if not found:
-        raise DataError(f"data folder {str(folder)!r} holds no {_KINDS} files")
+        raise DataError(f"data folder {str(folder)!r} holds no {KINDS} files")
     return [found[parts] for parts in sorted(found)]
 
 
@@ -103,50 +114,61 @@ def _read_files(files: Iterable[Path], field: str) -> Iterator[Document]:
         try:
             yield from _READERS[path.suffix.lower()](path, field)
         except OSError as error:
-            raise DataError(f"data file {str(path)!r} cannot be read: {_reason(error)}") from error
+            raise DataError(f"data file {str(path)!r} cannot be read: {in_one_line(error)}") from error
 
 
 def _read_text(path: Path, field: str) -> Iterator[Document]:
-    text = _decode(path.read_bytes(), str(path)).replace("\r\n", "\n").replace("\r", "\n")
+    text = text_of(path)
     if text.strip():
         yield Document(str(path), text)
+
+
+def text_of(path: Path) -> str:
+    """A text file with line feeds at its line ends."""
+    return decode_text(path.read_bytes(), str(path)).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _read_jsonl(path: Path, field: str) -> Iterator[Document]:
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             where = f"line {number} of {str(path)!r}"
-            content = _decode(line, where)
-            if not content.strip():
-                continue
-            try:
-                record = json.loads(content)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{where} is not valid JSON: {_reason(error)}") from error
-            if not isinstance(record, dict):
-                raise DataError(f"{where} is not a JSON object; write one {{{json.dumps(field)}: ...}} a line")
-            text = _field_text(record, field, where)
+            record = parse_line(line, where)
+            text = None if record is None else field_text(record, field, where)
             if text is not None:
                 yield Document(f"{path}:{number}", text)
+
+
+def parse_line(line: bytes, where: str) -> dict[str, Any] | None:
+    """The JSON object of a line of JSON Lines; None for a blank line."""
+    content = decode_text(line, where)
+    if not content.strip():
+        return None
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not valid JSON: {in_one_line(error)}") from error
+    if not isinstance(record, dict):
+        raise DataError(f'{where} is not a JSON object; write one {{"text": ...}} a line')
+    return record
 
 
 def _read_parquet(path: Path, field: str) -> Iterator[Document]:
     if path.stat().st_size == 0:
         return
-    arrow = _import("pyarrow", f"reading {str(path)!r}")
-    parquet = _import("pyarrow.parquet", f"reading {str(path)!r}")
+    arrow = import_for("pyarrow", f"reading {str(path)!r}")
+    parquet = import_for("pyarrow.parquet", f"reading {str(path)!r}")
     row = 0
     try:
         with parquet.ParquetFile(path) as file:
-            _require_field(field, file.schema_arrow.names, str(path))
+            require_field(field, file.schema_arrow.names, str(path))
             for batch in file.iter_batches(batch_size=PARQUET_BATCH, columns=[field]):
                 for value in batch.column(0).to_pylist():
-                    text = _field_text({field: value}, field, f"row {row} of {str(path)!r}")
+                    text = field_text({field: value}, field, f"row {row} of {str(path)!r}")
                     if text is not None:
                         yield Document(f"{path}:{row}", text)
                     row += 1
     except arrow.ArrowException as error:
-        raise DataError(f"data file {str(path)!r} cannot be read as Parquet: {_reason(error)}") from error
+        raise DataError(f"data file {str(path)!r} cannot be read as Parquet: {in_one_line(error)}") from error
 
 
 _READERS: dict[str, Callable[[Path, str], Iterator[Document]]] = {
@@ -155,10 +177,11 @@ _READERS: dict[str, Callable[[Path, str], Iterator[Document]]] = {
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }
-_KINDS = ", ".join(_READERS)
+KINDS = ", ".join(_READERS)
 
 
-def _decode(data: bytes, where: str) -> str:
+def decode_text(data: bytes, where: str) -> str:
+    """The text that UTF-8 ``data`` holds; an error names ``where``."""
     # UTF-16 text has NUL bytes as well: both are told apart from text by them before decoding is tried.
     if b"\0" in data:
         raise DataError(f"{where} holds NUL bytes: it is binary, or not in UTF-8")
@@ -176,16 +199,16 @@ SHUFFLE_BUFFER = 256  # documents; a whole book each at worst
 def _read_dataset(
     name: str, field: str, split: str, revision: str | None, config: str | None, seed: int
 ) -> Iterator[Document]:
-    datasets = _import("datasets", f"data {name!r} is no file or folder, and reading it from the Hugging Face hub")
+    datasets = import_for("datasets", f"data {name!r} is no file or folder, and reading it from the Hugging Face hub")
     try:
         dataset = datasets.load_dataset(name, name=config, split=split, revision=revision, streaming=True)
     except Exception as error:  # whatever the network, the hub or the dataset's own files can raise
         raise DataError(
             f"data {name!r} is no file or folder, and not a Hugging Face dataset that can be read "
-            f"(split {split!r}): {_reason(error)}"
+            f"(split {split!r}): {in_one_line(error)}"
         ) from error
     if dataset.column_names is not None:
-        _require_field(field, dataset.column_names, name)
+        require_field(field, dataset.column_names, name)
         dataset = dataset.select_columns([field])
     rows = iter(dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER))
     index = 0
@@ -195,8 +218,8 @@ def _read_dataset(
         except StopIteration:
             return
         except Exception as error:
-            raise DataError(f"dataset {name!r} stopped after {index} rows: {_reason(error)}") from error
-        text = _field_text(row, field, f"row {index} of {name!r}")
+            raise DataError(f"dataset {name!r} stopped after {index} rows: {in_one_line(error)}") from error
+        text = field_text(row, field, f"row {index} of {name!r}")
         if text is not None:
             yield Document(f"{name}:{index}", text)
         index += 1
@@ -205,9 +228,9 @@ def _read_dataset(
 # --- What every kind shares ---
 
 
-def _field_text(record: dict[str, Any], field: str, where: str) -> str | None:
+def field_text(record: Mapping[str, Any], field: str, where: str) -> str | None:
     """The text in ``field``; None when it is null or blank."""
-    _require_field(field, record, where)
+    require_field(field, record, where)
     text = record[field]
     if text is None:
         return None
@@ -221,14 +244,16 @@ def _field_text(record: dict[str, Any], field: str, where: str) -> str | None:
     return text if text.strip() else None
 
 
-def _require_field(field: str, names: Iterable[str], where: str) -> None:
+def require_field(field: str, names: Iterable[str], where: str) -> None:
+    """Raise a DataError that lists ``names`` if ``field`` is not among them."""
     names = list(names)
     if field not in names:
         present = ", ".join(map(repr, names)) or "none"
         raise DataError(f"there is no field {field!r} in {where}; its fields are {present}")
 
 
-def _import(module: str, purpose: str) -> Any:
+def import_for(module: str, purpose: str) -> Any:
+    """A module of the extra ``data``; a DataError says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -236,7 +261,7 @@ def _import(module: str, purpose: str) -> Any:
         raise DataError(f"{purpose} needs the package {package}: pip install longrope[data]") from error
 
 
-def _reason(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """What an exception says, on one line and cut short."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

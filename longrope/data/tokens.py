@@ -43,6 +43,14 @@ class TextEncoder:
             expected = characters * enough // max(len(ids), 1)
             characters = max(expected + expected // 10, characters + characters // 4)
 
+    def whole(self, text: str) -> Tokens:
+        """All tokens of ``text``, without special tokens around it."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None or backend.truncation is not None or backend.padding is not None:
+            return np.array(self._encode(text), dtype=np.int32)
+        # The same tokens in two thirds of the time: this method of the backend notes no offsets into the text.
+        return np.array(backend.encode_batch_fast([text], add_special_tokens=False)[0].ids, dtype=np.int32)
+
     def most_tokens(self, size: int) -> int:
         """The most tokens that a text of ``size`` UTF-8 bytes can have: a byte each.
 

@@ -98,3 +98,19 @@ def test_long_texts_cause_no_warning(fresh_tokenizer):
         assert "longer than" in records[0].getMessage()  # it would have warned
     finally:
         logger.removeHandler(handler)
+
+
+@settings(max_examples=20, deadline=None)
+@given(text=TEXTS)
+def test_whole_texts_have_no_special_tokens_around_them(any_tokenizer, text):
+    encoder = TextEncoder(any_tokenizer)
+    expected = any_tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    assert encoder.whole(text).tolist() == expected
+
+
+def test_whole_texts_are_not_cut(fresh_tokenizer):
+    text = "there and back again " * 20
+    expected = TextEncoder(fresh_tokenizer).whole(text)
+    fresh_tokenizer(text, truncation=True, max_length=4)  # leaves the limit in the tokenizer
+    assert TextEncoder(fresh_tokenizer).whole(text).tolist() == expected.tolist()
+    assert len(expected) > 20

@@ -1,0 +1,89 @@
+"""YAML files whose mistakes are named with their line.
+
+Values are read by the safe loader: plain data only. A key that stands twice is refused, and so is one that nobody
+reads, so that a misspelt option never silently keeps its default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from longrope.data.documents import decode_text, in_one_line
+from longrope.exceptions import DataError, InvalidInputError
+
+
+class Section(dict[str, Any]):
+    """A mapping of a YAML file that knows where it stands.
+
+    Attributes:
+        path: the file.
+        line: the line that the mapping begins in.
+        lines: the line of each key.
+    """
+
+    def __init__(self, path: Path, line: int) -> None:
+        super().__init__()
+        self.path, self.line = path, line
+        self.lines: dict[str, int] = {}
+
+    def where(self, key: str | None = None) -> str:
+        """The place of ``key``, or of the mapping, as an error names it."""
+        return f"{str(self.path)!r} line {self.lines.get(key, self.line) if key is not None else self.line}"
+
+    def refuse_unknown(self, known: Iterable[str], what: str) -> None:
+        """Raise a DataError for the first key that is not one of ``known``."""
+        known = list(known)
+        for key in self:
+            if key not in known:
+                raise DataError(f"{self.where(key)}: {key!r} is no key of {what}; known are {', '.join(known)}")
+
+    def error(self, key: str | None, error: InvalidInputError | str) -> DataError:
+        """An error about ``key`` that names its place."""
+        return DataError(f"{self.where(key)}: {error}")
+
+
+def read_yaml(path: Path) -> Section:
+    """The mapping that the YAML file at ``path`` holds; mappings below are sections too.
+
+    Raises:
+        DataError: if the file cannot be read, is not YAML, is not a mapping, or gives a key twice.
+    """
+    try:
+        text = decode_text(path.read_bytes(), str(path))
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read: {in_one_line(error)}") from error
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        def construct_section(self, node: yaml.MappingNode) -> Section:
+            section = Section(path, node.start_mark.line + 1)
+            for key_node, value_node in node.value:
+                key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+                if not isinstance(key, str):
+                    raise DataError(f"{str(path)!r} line {line}: the key {key!r} is not text")
+                if key in section:
+                    raise DataError(
+                        f"{str(path)!r} line {line}: {key!r} is given twice; the first is in line {section.lines[key]}"
+                    )
+                section.lines[key] = line
+                section[key] = self.construct_object(value_node, deep=True)
+            return section
+
+    Loader.add_constructor("tag:yaml.org,2002:map", Loader.construct_section)
+    try:
+        content = yaml.load(text, Loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or in_one_line(error)
+        raise DataError(f"{str(path)!r}{line} is not valid YAML: {problem}") from error
+    if content is None:
+        raise DataError(f"{str(path)!r} is empty")
+    if not isinstance(content, Section):
+        raise DataError(f"{str(path)!r} holds no mapping of keys to values")
+    return content
