@@ -66,22 +66,19 @@ class Decontaminator:
 
     def _hashes(self, text: str) -> npt.NDArray[np.uint64]:
         """(words - ngram + 1,): a hash of each run of words."""
-        words = np.fromiter(map(self._word, _WORD.findall(text.lower())), dtype=np.uint64)
+        found = _WORD.findall(text.lower())
+        if len(self._words) > _REMEMBERED:
+            self._words.clear()
+        for word in set(found) - self._words.keys():
+            digest = hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
+            self._words[word] = int.from_bytes(digest, "little")
+        words = np.fromiter(map(self._words.__getitem__, found), dtype=np.uint64, count=len(found))
         runs = max(len(words) - self._ngram + 1, 0)
         hashes = np.zeros(runs, np.uint64)
         for offset in range(self._ngram):  # a polynomial in the words of the run, modulo 2^64
             hashes *= _BASE
             hashes += words[offset : offset + runs]
         return hashes
-
-    def _word(self, word: str) -> int:
-        found = self._words.get(word)
-        if found is None:
-            if len(self._words) >= _REMEMBERED:
-                self._words.clear()
-            found = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "replace"), digest_size=8).digest(), "little")
-            self._words[word] = found
-        return found
 
 
 def _texts(source: Path) -> Iterator[str]:
