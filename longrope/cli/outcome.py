@@ -14,6 +14,7 @@ from longrope.lengths import format_length
 if TYPE_CHECKING:
     import pandas as pd
 
+    from longrope.finetune.run import FinetuneReport
     from longrope.rope.factors import RopeFactors
     from longrope.search.comparison import PairedDifference
     from longrope.search.readjust import ReadjustReport
@@ -67,6 +68,20 @@ def print_readjust(report: ReadjustReport) -> None:
         if window.against_long is not None:
             out.print(f"against the long factors at {length}, held out: {_describe(window.against_long)}")
     out.print(f"schedule with windows {report.schedule.describe()}: {report.folder / 'factors.json'}", soft_wrap=True)
+
+
+def print_finetune(report: FinetuneReport) -> None:
+    """Perplexity on held-out text before and after, and where the result is."""
+    import pandas as pd
+
+    out = console()
+    if {"before", "after"} <= report.held_out.keys():
+        frame = pd.DataFrame(report.held_out).T.rename(columns=lambda length: format_length(int(length)))
+        frame.insert(0, "model", frame.index)
+        print_table(frame, "Perplexity on held-out text", emphasised="after")
+    out.print(f"{report.result.name} in {report.result}", soft_wrap=True)
+    if report.result.name == "adapter":
+        out.print(f"longrope merge {report.result} --output DIR makes a plain model of it", soft_wrap=True)
 
 
 def print_factors(factors: RopeFactors, max_length: int) -> None:

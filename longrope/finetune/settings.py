@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from longrope.exceptions import SettingsError
@@ -79,6 +78,10 @@ class HeldOutSettings:
     lengths: tuple[int, ...] = ()
     samples: int = 5
 
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise SettingsError(f"held-out-samples is {self.samples}; give at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
@@ -93,7 +96,7 @@ class FinetuneSettings:
         warmup: steps of linear warm-up.
         global_batch: segments of an optimizer step, over all processes.
         micro_batch: segments that a process holds at a time.
-        zero: stage of DeepSpeed ZeRO; 0 trains without DeepSpeed.
+        zero: stage of DeepSpeed ZeRO; 0 trains without DeepSpeed. When None, 0 for one process and 3 for several.
         offload: what ZeRO keeps in host memory: ``none``, ``optimizer``, or ``all`` (the parameters too).
         sp: processes that share one sequence (DeepSpeed Ulysses).
         precision: ``auto`` is bf16 where the GPU has it, fp16 on an older one, fp32 on a CPU.
@@ -123,7 +126,7 @@ class FinetuneSettings:
     max_grad_norm: float = 1.0
     global_batch: int = 32
     micro_batch: int = 1
-    zero: int = 0
+    zero: int | None = None
     offload: str = "none"
     sp: int = 1
     precision: str = "auto"
@@ -152,17 +155,17 @@ class FinetuneSettings:
             _at_least(name, getattr(self, name), 2 if name == "seq_length" else 1)
         for name in ("warmup", "weight_decay", "max_grad_norm", "group", "save_steps"):
             _at_least(name, getattr(self, name), 0)
-        if self.learning_rate <= 0:
+        if not self.learning_rate > 0:
             raise SettingsError(f"lr is {self.learning_rate}; give a number above 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise SettingsError(f"betas are {self.betas}; give two numbers from 0 to below 1")
-        if self.zero not in range(4):
+        if self.zero not in (None, 0, 1, 2, 3):
             raise SettingsError(f"zero is {self.zero}; give a stage from 0 (no DeepSpeed) to 3")
         if self.offload != "none" and self.zero == 0:
             raise SettingsError(f"offload {self.offload!r} is done by DeepSpeed; add --zero 2 or --zero 3")
-        if self.offload == "all" and self.zero != 3:
+        if self.offload == "all" and self.zero in (0, 1, 2):
             raise SettingsError(
-                f"offload 'all' moves partitioned parameters, which zero {self.zero} has not; use --zero 3"
+                f"offload 'all' moves partitioned parameters, which only ZeRO 3 has; zero is {self.zero}"
             )
         if self.sp > 1 and self.zero == 0:
             raise SettingsError(f"sp {self.sp} is DeepSpeed Ulysses; add --zero 1, 2 or 3")
@@ -171,6 +174,8 @@ class FinetuneSettings:
                 f"seq-length {format_length(self.seq_length)} cannot be cut into {self.sp} equal shards; choose an sp "
                 "that divides it"
             )
+        if self.method == "qlora" and self.zero == 3:
+            raise SettingsError("method 'qlora' has 4-bit weights, which ZeRO 3 cannot partition; use --zero 2")
         if self.warmup > self.steps:
             raise SettingsError(f"warmup is {self.warmup}, longer than the run of {self.steps} steps")
         if self.attention == "full" and self.group:
@@ -189,9 +194,12 @@ class FinetuneSettings:
             given[name] = kind(**{key: _tuple(value) for key, value in given[name].items()})
         return cls(**{name: _tuple(value) for name, value in given.items()})
 
-    def with_output(self, output: str | Path) -> FinetuneSettings:
-        """The same run in another folder."""
-        return replace(self, output=str(output))
+    def on(self, processes: int) -> FinetuneSettings:
+        """These settings for so many processes, with the stage of ZeRO filled in."""
+        if self.zero is not None:
+            return self
+        several = 2 if self.method == "qlora" else 3
+        return replace(self, zero=0 if processes == 1 else several)
 
 
 def _tuple(value: Any) -> Any:

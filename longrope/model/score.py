@@ -7,7 +7,8 @@ and each slice is reduced to sums before the next is made.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from longrope.model.architectures import architecture_for
-from longrope.model.attach import attached
+from longrope.model.attach import Attachment, attached
 from longrope.rope.factors import RopeFactors
 from longrope.rope.rotary import Mode
 
@@ -30,6 +31,7 @@ def score_blocks(
     tokens: Sequence[int] | npt.NDArray[Any] | torch.Tensor,
     factors: Sequence[RopeFactors],
     mode: Mode = "exact",
+    attachment: Attachment | None = None,
 ) -> npt.NDArray[np.float64]:
     """NLL sums of a sample's blocks under each of several factors.
 
@@ -37,10 +39,11 @@ def score_blocks(
     first block holds 255 predictions and the perplexity of a prefix of 256 k tokens is that of the first k blocks.
 
     Args:
-        model: a causal language model without a policy attached.
+        model: a causal language model without a policy attached, or with ``attachment``.
         tokens: token ids (T,), T >= 2.
         factors: C factors, scored together in one batch.
         mode: see :func:`longrope.model.attach.attach`.
+        attachment: what is attached to the model already and shall stay; it is left unpinned.
 
     Returns:
         NLL sums in nats, float64, (C, ceil(T / 256)).
@@ -52,7 +55,8 @@ def score_blocks(
     assert length >= 2, "a sample needs at least two tokens"
     count = len(factors)
     batch = ids.to(decoder.get_input_embeddings().weight.device).expand(count, length)  # (C, T)
-    with torch.inference_mode(), attached(model, factors[0], mode=mode) as attachment:
+    attaching = attached(model, factors[0], mode=mode) if attachment is None else _unpinned_after(attachment)
+    with torch.inference_mode(), attaching as attachment:
         attachment.pin_rows(factors, length)
         hidden = decoder(input_ids=batch, use_cache=False).last_hidden_state  # (C, T, D)
         # On the CPU, where sums have one order on every run, and float64 exists whatever the device.
@@ -73,6 +77,14 @@ def perplexity(nll: float, tokens: int) -> float:
     """exp(total NLL / predicted tokens); infinite where that overflows."""
     mean = nll / tokens
     return math.exp(mean) if mean < 700 else math.inf
+
+
+@contextmanager
+def _unpinned_after(attachment: Attachment) -> Iterator[Attachment]:
+    try:
+        yield attachment
+    finally:
+        attachment.unpin()
 
 
 def _slice_length(rows: int, vocabulary: int) -> int:

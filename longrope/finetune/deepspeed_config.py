@@ -1,0 +1,60 @@
+"""Which DeepSpeed configuration a run uses, and how a CPU stands in for GPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.util import find_spec
+from typing import Any
+
+from longrope.exceptions import SettingsError
+from longrope.finetune.settings import FinetuneSettings
+from longrope.shipped import shipped
+
+
+def deepspeed_config(settings: FinetuneSettings) -> dict[str, Any] | None:
+    """The contents of the file of ``configs/deepspeed/`` that the settings name; None without DeepSpeed.
+
+    Trainer fills in what is ``auto``.
+
+    Raises:
+        SettingsError: if DeepSpeed is needed and not installed.
+    """
+    if settings.zero == 0:
+        return None
+    if find_spec("deepspeed") is None:
+        raise SettingsError(f"zero {settings.zero} needs DeepSpeed; pip install 'longrope[finetune]', or use --zero 0")
+    offload = "" if settings.offload == "none" else f"-offload-{settings.offload}"
+    text = shipped(f"deepspeed/zero{settings.zero}{offload}.json").read_text(encoding="utf-8")
+    config: dict[str, Any] = json.loads(text)
+    return config
+
+
+def prepare_cpu() -> None:
+    """Let DeepSpeed run on the CPU over gloo; call before the process group exists.
+
+    transformers asks for no backend when it starts DeepSpeed, and without one accelerate takes every process for the
+    only one. And DeepSpeed would compile an all-reduce that only its inference uses.
+    """
+    from accelerate import PartialState
+    from deepspeed import ops
+    from deepspeed.accelerator import get_accelerator
+
+    if get_accelerator().device_name() != "cpu":
+        raise SettingsError("DeepSpeed was started for a GPU on a machine without one; set DS_ACCELERATOR=cpu")
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    try:
+        PartialState(backend="gloo")
+    finally:
+        del os.environ["ACCELERATE_USE_DEEPSPEED"]
+
+
+def gradient_scale(settings: FinetuneSettings, processes: int) -> int:
+    """What a process multiplies its share of the loss by, so that DeepSpeed or DDP leaves the gradient of the sum.
+
+    Gradients of all processes are added and divided by the number of replicas, where shards of one sequence count as
+    one replica. DeepSpeed's ZeRO 3 alone divides by the number of processes (its reduce-scatter knows nothing of
+    shards). AdamW hides such a factor; clipping does not.
+    """
+    return processes if settings.zero == 3 else processes // settings.sp

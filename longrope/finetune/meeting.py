@@ -1,0 +1,38 @@
+"""Letting one process do what only one may, while the others wait for it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+
+from longrope.exceptions import InvalidInputError, LongRopeError
+from longrope.finetune.world import World
+
+
+def first_alone(world: World, device: str, work: Callable[[], None]) -> None:
+    """Do ``work`` in the first process, and come back in all of them when it is done.
+
+    Where a launcher started several processes, this starts their process group, which training goes on to use.
+
+    Raises:
+        LongRopeError: what the first process raised; the others leave without a word.
+    """
+    if world.size > 1 and not torch.distributed.is_initialized():
+        if device == "cuda":
+            torch.cuda.set_device(world.local_rank)
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    failed: LongRopeError | None = None
+    if world.rank == 0:
+        try:
+            work()
+        except LongRopeError as error:
+            failed = error
+    if world.size > 1:
+        status = [0 if failed is None else 2 if isinstance(failed, InvalidInputError) else 1]
+        torch.distributed.broadcast_object_list(status, src=0, device=torch.device("cpu"))
+        if failed is None and status[0]:
+            sys.exit(status[0])
+    if failed is not None:
+        raise failed

@@ -1,0 +1,71 @@
+"""In which dtype weights are held and passes are computed, and which kernel computes attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+from longrope.exceptions import SettingsError
+from longrope.finetune.settings import FinetuneSettings
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The numbers of a run.
+
+    Attributes:
+        name: ``bf16``, ``fp16`` or ``fp32``: what passes are computed in.
+        weights: the dtype in which the model is loaded.
+        autocast: the dtype of autocast, where weights have more bits than passes; None otherwise.
+    """
+
+    name: str
+    weights: torch.dtype
+    autocast: torch.dtype | None
+
+
+def choose_precision(settings: FinetuneSettings, device: str) -> Precision:
+    """Fill in ``auto``, and choose the dtype of the weights.
+
+    DeepSpeed keeps float32 copies of half-precision weights in its optimizer. Without it the trained weights
+    themselves must be float32, or the small steps of fine-tuning are lost in rounding; frozen ones need not.
+
+    Args:
+        device: ``cuda`` or ``cpu``.
+
+    Raises:
+        SettingsError: if the device cannot compute in the precision asked for.
+    """
+    name = settings.precision
+    if name == "auto":
+        name = "fp32"
+        if device == "cuda":
+            name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if name == "fp16" and device == "cpu":
+        raise SettingsError("precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
+    if name == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise SettingsError("precision bf16 needs a GPU of compute capability 8.0 or higher; use fp16")
+    half = _DTYPES[name]
+    if name == "fp32":
+        return Precision(name, torch.float32, None)
+    if settings.zero == 0 and settings.method == "full":
+        return Precision(name, torch.float32, half)
+    return Precision(name, half, half if settings.zero == 0 else None)
+
+
+def choose_kernel(settings: FinetuneSettings, precision: Precision, device: str) -> str:
+    """The attention implementation of transformers.
+
+    Raises:
+        SettingsError: if FlashAttention was asked for and cannot be used.
+    """
+    flash = device == "cuda" and precision.name != "fp32" and find_spec("flash_attn") is not None
+    if settings.kernel == "auto":
+        return "flash_attention_2" if flash else "sdpa"
+    if settings.kernel.startswith("flash") and (device != "cuda" or precision.name == "fp32"):
+        raise SettingsError(f"kernel {settings.kernel!r} needs a GPU and bf16 or fp16; use sdpa")
+    return settings.kernel

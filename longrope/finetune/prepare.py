@@ -1,0 +1,70 @@
+"""The model as it is trained: under its new factors, with what saves memory, and with adapters around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from longrope.finetune.activation_checkpointing import checkpoint_activations
+from longrope.finetune.adapters import add_adapters, quantization
+from longrope.finetune.precision import Precision
+from longrope.finetune.settings import FinetuneSettings
+from longrope.finetune.shifted_sparse import use_shifted_sparse
+from longrope.finetune.tiled_loss import tile_loss
+from longrope.finetune.tiled_mlp import tile_mlp
+from longrope.model.attach import Attachment, attach
+from longrope.model.load import ModelSource
+from longrope.rope.policy import FactorSchedule
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A model that is ready to be trained.
+
+    Attributes:
+        model: the transformers model.
+        trained: the same, or the adapters around it.
+        attachment: the policy on it, pinned to the training length.
+    """
+
+    model: Any
+    trained: Any
+    attachment: Attachment
+
+
+def prepare_model(
+    source: ModelSource, settings: FinetuneSettings, policy: FactorSchedule, precision: Precision, sp_rank: int = 0
+) -> PreparedModel:
+    """Load the model and put on it what the settings ask for.
+
+    The window is that of the whole segment, whatever part of it this process sees.
+
+    Args:
+        source: with the attention kernel of the run.
+        sp_rank: number of this process among those that share a sequence.
+
+    Raises:
+        SettingsError: if something that was asked for is not installed, or the model cannot have it.
+        UnsupportedModelError: if the weights cannot be loaded.
+    """
+    options: dict[str, Any] = {}
+    if settings.method == "qlora":
+        options["quantization_config"] = quantization(settings.method, precision.weights, settings.zero or 0)
+    model = source.load_pretrained(dtype=precision.weights, attn_implementation=source.attention, **options)
+    attachment = attach(model, policy)
+    attachment.pin(settings.seq_length)
+    memory = settings.memory
+    if settings.attention == "shifted-sparse":
+        use_shifted_sparse(model, settings.seq_length, settings.group, sp_rank=sp_rank, sp_size=settings.sp)
+    tile_loss(model, memory.tile_loss)
+    if memory.tile_mlp:
+        tile_mlp(model, memory.tile_mlp)
+    if memory.checkpoint_activations:
+        checkpoint_activations(model, memory.offload_activations)
+    trained = model
+    if settings.method != "full":
+        kept = torch.float32 if settings.zero == 0 else precision.weights
+        trained = add_adapters(model, settings.adapter, settings.method, trained_dtype=kept)
+    return PreparedModel(model, trained, attachment)

@@ -1,0 +1,81 @@
+"""Processes of a cluster, by Ray Train, which also starts them anew when some have died."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from logging import ERROR
+from pathlib import Path
+from typing import Any
+
+from longrope.exceptions import InvalidInputError, RunFailedError
+from longrope.finetune.failure import raise_failure, report_failure
+from longrope.finetune.launch import Plan
+from longrope.search.room import usable_cpus
+
+
+def run_by_ray(folder: Path, device: str, plan: Plan) -> None:
+    """Train the run in ``folder``, which every node has to see, by the workers of a Ray cluster.
+
+    Ray launches and watches; checkpoints are Trainer's own. Workers that start again go on from the newest one.
+
+    Raises:
+        LongRopeError: what stopped it.
+    """
+    import ray
+    import ray.train.torch
+
+    train: Any = ray.train  # its two generations have different signatures
+    folder = folder.resolve()
+    here = plan.ray_address is None
+    cpus = max(usable_cpus() // plan.per_node, 1) if here else 1
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cpus))}
+    if device == "cpu":
+        environment["DS_ACCELERATOR"] = "cpu"
+    if here:  # workers on this machine import what the driver can, also from a source checkout
+        environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    started = not ray.is_initialized()
+    if started:
+        try:
+            if here:  # Ray's CPUs are only a count: its controller needs one beside the workers
+                ray.init(address="local", num_cpus=plan.processes + 1, include_dashboard=False, logging_level=ERROR)
+            else:
+                ray.init(address=plan.ray_address, logging_level=ERROR)
+        except Exception as error:  # Ray raises anything here, also plain Exception
+            raise RunFailedError(f"cannot reach Ray: {' '.join(str(error).split())}") from error
+    trainer = train.torch.TorchTrainer(
+        _work,
+        train_loop_config={"folder": str(folder), "device": device},
+        scaling_config=train.ScalingConfig(
+            num_workers=plan.processes,
+            use_gpu=device == "cuda",
+            resources_per_worker={"CPU": 1, **({"GPU": 1} if device == "cuda" else {})},
+        ),
+        run_config=train.RunConfig(
+            name=f"ray-{uuid.uuid4().hex[:8]}",  # Ray would go on with its own record of an earlier one
+            storage_path=str(folder / "logs"),
+            failure_config=train.FailureConfig(max_failures=plan.max_failures),
+            worker_runtime_env={"env_vars": environment},
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise_failure(folder)
+        reason = " ".join(str(error).split())[:300]
+        raise RunFailedError(f"Ray Train gave up: {reason}; go on by --resume") from error
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _work(config: dict[str, Any]) -> None:
+    """One worker; Ray Train has set its rank, and started the process group."""
+    from longrope.finetune.worker import train
+
+    folder = Path(config["folder"])
+    try:
+        train(folder, config["device"])
+    except InvalidInputError as error:  # which no further attempt would mend
+        report_failure(folder, error)

@@ -1,0 +1,52 @@
+"""What a run leaves behind when it is done: the extended model, or the adapters."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longrope.export.extended import save_extended
+from longrope.finetune.adapters import save_adapter
+from longrope.finetune.prepare import PreparedModel
+from longrope.finetune.run_record import ADAPTER, MODEL
+from longrope.finetune.settings import FinetuneSettings
+from longrope.model.load import ModelSource
+from longrope.rope.policy import FactorSchedule
+
+
+def save_result(
+    trainer: Any,
+    prepared: PreparedModel,
+    source: ModelSource,
+    policy: FactorSchedule,
+    settings: FinetuneSettings,
+    folder: Path,
+) -> None:
+    """Write ``model`` or ``adapter`` below ``folder``; every process calls this, the first one writes.
+
+    Weights that were trained in float32 throughout are saved so, others in the dtype of the model they came from.
+    """
+    # Under ZeRO 3 every process gives its part. Elsewhere the model holds its weights itself.
+    gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped) if settings.zero == 3 else None
+    if trainer.is_world_process_zero():
+        output = folder / (MODEL if settings.method == "full" else ADAPTER)
+        shutil.rmtree(output, ignore_errors=True)  # of a run that was resumed when it was done
+        if settings.method == "full":
+            save_extended(
+                prepared.model,
+                source,
+                policy,
+                output,
+                state_dict=gathered,
+                dtype=torch.float32 if prepared.model.dtype == torch.float32 and not _autocast(trainer) else None,
+            )
+        else:
+            save_adapter(prepared.trained, source, policy, output, state_dict=gathered)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _autocast(trainer: Any) -> bool:
+    return bool(trainer.args.bf16 or trainer.args.fp16)

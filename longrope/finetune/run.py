@@ -1,0 +1,160 @@
+"""A fine-tuning run from its settings to its result: everything is checked before anything is started."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longrope.data.mixture import read_mixture
+from longrope.data.segments import SegmentStream
+from longrope.exceptions import SettingsError
+from longrope.files import write_text_atomically
+from longrope.finetune.adapters import quantization
+from longrope.finetune.checkpoints import newest_checkpoint
+from longrope.finetune.deepspeed_config import deepspeed_config
+from longrope.finetune.held_out import held_out_lengths, held_out_samples, read_held_out
+from longrope.finetune.launch import LaunchSettings, Plan, launch
+from longrope.finetune.meeting import first_alone
+from longrope.finetune.policy import training_policy
+from longrope.finetune.precision import choose_kernel, choose_precision
+from longrope.finetune.run_record import ADAPTER, CHECKPOINTS, FACTORS_FILE, MODEL, open_run
+from longrope.finetune.sequence_parallel import check_sequence_parallel
+from longrope.finetune.settings import FinetuneSettings
+from longrope.finetune.world import World
+from longrope.model.load import check_attention, fingerprint, resolve_source
+from longrope.model.rope_config import check_attention_span, read_rope
+from longrope.search.run import versions
+
+
+@dataclass(frozen=True)
+class FinetuneReport:
+    """What a run has left.
+
+    Attributes:
+        folder: of the run.
+        result: the folder of the extended model, or of its adapters.
+        held_out: perplexity by length, ``before`` and ``after``; empty where none was measured.
+        speaks: whether this process, of several that a launcher started, is the one to speak of it.
+    """
+
+    folder: Path
+    result: Path
+    held_out: dict[str, dict[str, float]]
+    speaks: bool = True
+
+
+def finetune(
+    settings: FinetuneSettings,
+    launching: LaunchSettings | None = None,
+    resume: bool = False,
+    tell: Callable[[str], None] = print,
+) -> FinetuneReport:
+    """Train a model under its new factors, or go on where a run was interrupted.
+
+    Where torchrun or the deepspeed launcher started this process, it is one of the run's; every one calls this.
+
+    Args:
+        launching: how processes are started; chosen by what this machine has when not given.
+        resume: go on with the run in the output folder if there is one.
+        tell: is given lines for the user, by one process only.
+
+    Raises:
+        InvalidInputError: if something that was given cannot be used; nothing was started then.
+        RunFailedError: if training failed; ``resume`` goes on from the newest checkpoint.
+    """
+    launching = launching or LaunchSettings()
+    device = launching.choose_device()
+    plan = launching.resolve(torch.cuda.device_count() if device == "cuda" else 0)
+    settings = settings.on(plan.processes)
+    folder = Path(settings.output).resolve()
+
+    def prepare() -> None:
+        checked = check(settings, plan, device, tell)
+        record = open_run(checked.settings, checked.fingerprint, versions(), resume)
+        processes = plan.processes if settings.zero else None
+        checkpoint = newest_checkpoint(folder / CHECKPOINTS, record.run, processes)
+        write_text_atomically(folder / FACTORS_FILE, checked.factors)
+        if checkpoint is not None:
+            tell(f"going on from step {checkpoint.step} of {settings.steps}")
+
+    first_alone(World.from_environment(), device, prepare)
+    launch(folder, device, plan)
+    result = folder / (MODEL if settings.method == "full" else ADAPTER)
+    speaks = World.from_environment().rank == 0
+    return FinetuneReport(folder, result, read_held_out(folder), speaks)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Settings that can be run.
+
+    Attributes:
+        settings: with absolute paths, and the hub model's commit.
+        fingerprint: of the weights and the factors.
+        factors: content of the factor file.
+    """
+
+    settings: FinetuneSettings
+    fingerprint: str
+    factors: str
+
+
+def check(settings: FinetuneSettings, plan: Plan, device: str, tell: Callable[[str], None]) -> Checked:
+    """Everything that can be known to fail before processes are started.
+
+    Raises:
+        InvalidInputError: if something that was given cannot be used.
+    """
+    precision = choose_precision(settings, device)
+    kernel = choose_kernel(settings, precision, device)
+    source = resolve_source(
+        settings.model,
+        device="cpu",
+        trust_remote_code=settings.trust_remote_code,
+        revision=settings.revision,
+        elsewhere=plan.launcher == "ray",
+    )
+    folder, config = source.folder(), source.load_config()
+    rope = read_rope(config, folder)
+    check_attention(config, kernel)
+    check_attention_span(config, settings.seq_length)
+    policy = training_policy(rope, settings.factors, settings.seq_length)
+    check_sequence_parallel(config, settings.sp, kernel, settings.seq_length)
+    World(size=plan.processes).accumulation(settings.global_batch, settings.micro_batch, settings.sp)
+    deepspeed_config(settings)
+    quantization(settings.method, precision.weights, settings.zero or 0)
+
+    tokenizer = source.load_tokenizer()
+    mixture = read_mixture(settings.data, field=settings.field, split=settings.split)
+    next(SegmentStream(mixture, tokenizer, settings.seq_length, settings.seed))
+    if settings.held_out.source is not None:
+        lengths = held_out_lengths(settings, rope.original_length)
+        longest = policy.windows[-1].max_length
+        if max(lengths) > longest:
+            raise SettingsError(f"held-out length {max(lengths)} is over the {longest} that the factors are meant for")
+        held_out_samples(settings.held_out, tokenizer, lengths, settings.seed)
+
+    factors = Path(settings.factors).read_text(encoding="utf-8")
+    digest = hashlib.sha256(f"{fingerprint(folder)}{factors}".encode()).hexdigest()[:16]
+    output = Path(settings.output).resolve()
+    held_out = replace(settings.held_out, source=_absolute(settings.held_out.source))
+    resolved = replace(
+        settings,
+        model=source.name if source.revision else _absolute(source.name),
+        revision=source.revision,
+        factors=str(output / FACTORS_FILE),
+        data=_absolute(settings.data),
+        output=str(output),
+        held_out=held_out,
+    )
+    return Checked(resolved, digest, factors)
+
+
+def _absolute(path: str | None) -> Any:
+    """Workers may run in folders of their own; a hub id stays as it is."""
+    return str(Path(path).resolve()) if path is not None and Path(path).exists() else path

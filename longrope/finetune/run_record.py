@@ -1,0 +1,102 @@
+"""The record of a run in its folder: what it was asked to do, and by which versions."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from longrope.exceptions import RunExistsError, SettingsError
+from longrope.files import write_text_atomically
+from longrope.finetune.settings import FinetuneSettings
+
+RUN_FILE = "run.json"
+FACTORS_FILE = "factors.json"
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+ADAPTER = "adapter"
+
+# What a resumed run may do differently, since the trained weights stay the same.
+_FREE = ("output", "save_steps", "save_limit", "log_steps", "report_to", "held_out", "factors")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run that was started.
+
+    Attributes:
+        run: a name that no other run has.
+        fingerprint: of the model's weights and the factors.
+    """
+
+    run: str
+    fingerprint: str
+    settings: FinetuneSettings
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord:
+        """The record in the folder of a run.
+
+        Raises:
+            RunExistsError: if it is not the record of a fine-tuning run.
+        """
+        try:
+            data = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+            return cls(data["run"], data["fingerprint"], FinetuneSettings.from_json(json.dumps(data["settings"])))
+        except (OSError, ValueError, KeyError, TypeError):
+            file = folder / RUN_FILE
+            raise RunExistsError(f"{file} is not the record of a fine-tuning run; give another folder") from None
+
+
+def open_run(settings: FinetuneSettings, fingerprint: str, versions: dict[str, str], resume: bool) -> RunRecord:
+    """Start a run in its output folder, or go on with the one that is there.
+
+    Args:
+        fingerprint: of the model's weights and the factors.
+        versions: kept in the record.
+
+    Raises:
+        RunExistsError: if the folder holds something else, or a run and ``resume`` was not asked for.
+        SettingsError: if a resumed run was started with other settings.
+    """
+    folder = Path(settings.output)
+    if folder.exists() and not folder.is_dir():
+        raise RunExistsError(f"output {folder} is a file; give a folder")
+    if (folder / RUN_FILE).exists():
+        if not resume:
+            raise RunExistsError(
+                f"output folder {folder} holds a run already; go on with it by --resume, or choose another"
+            )
+        record = RunRecord.read(folder)
+        _check_same(record, settings, fingerprint)
+        return record
+    if folder.exists() and any(path.name != "logs" for path in folder.iterdir()):
+        raise RunExistsError(f"output folder {folder} is not empty and holds no fine-tuning run; choose another")
+    record = RunRecord(uuid.uuid4().hex[:16], fingerprint, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    data: dict[str, Any] = {
+        "kind": "finetune",
+        "run": record.run,
+        "fingerprint": fingerprint,
+        "settings": asdict(settings),
+        "versions": versions,
+    }
+    write_text_atomically(folder / RUN_FILE, json.dumps(data, indent=2) + "\n")
+    return record
+
+
+def _check_same(record: RunRecord, settings: FinetuneSettings, fingerprint: str) -> None:
+    before, now = asdict(record.settings), asdict(settings)
+    for name, value in before.items():
+        if name not in _FREE and now[name] != value:
+            raise SettingsError(
+                f"the run in {settings.output} was started with {name.replace('_', '-')} {value}, not {now[name]}; "
+                "resume it with the same settings, or choose another output"
+            )
+    if record.fingerprint != fingerprint:
+        raise SettingsError(
+            f"the run in {settings.output} was started with other weights or factors than those given; resume it with "
+            "the same files, or choose another output"
+        )

@@ -1,0 +1,116 @@
+"""What every process of a run does; any launcher can start it.
+
+Its rank comes from the environment, so that Ray Train, torchrun, the deepspeed launcher, or nobody can have set it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, set_seed
+
+from longrope.data.mixture import read_mixture
+from longrope.data.segment_dataset import SegmentDataset, segment_loader
+from longrope.data.segments import SegmentStream
+from longrope.finetune.arguments import training_arguments
+from longrope.finetune.checkpoints import Checkpoint, newest_checkpoint, remove_old, remove_torn, seal
+from longrope.finetune.deepspeed_config import gradient_scale
+from longrope.finetune.held_out import HeldOut, held_out_lengths, held_out_samples
+from longrope.finetune.policy import training_policy
+from longrope.finetune.precision import choose_kernel, choose_precision
+from longrope.finetune.prepare import prepare_model
+from longrope.finetune.result import save_result
+from longrope.finetune.run_record import CHECKPOINTS, RunRecord
+from longrope.finetune.trainer import SegmentTrainer
+from longrope.finetune.world import World
+from longrope.model.load import ModelSource
+from longrope.model.rope_config import read_rope
+
+
+def train(folder: str | Path, device: str) -> None:
+    """Train the run in ``folder`` from its newest complete checkpoint, or from the beginning, to its last step.
+
+    Every process of the run calls this. When it returns, ``folder`` holds the extended model in ``model``, or what
+    was trained of it in ``adapter``.
+
+    Args:
+        folder: of a run that :func:`longrope.finetune.run_record.open_run` started; all processes see it.
+        device: ``cuda`` or ``cpu``.
+    """
+    folder = Path(folder)
+    record, world = RunRecord.read(folder), World.from_environment()
+    settings = record.settings
+    precision = choose_precision(settings, device)
+    kernel = choose_kernel(settings, precision, device)
+    args = training_arguments(settings, world, precision, kernel, device)  # before the model: ZeRO 3 loads it in parts
+
+    source = ModelSource(
+        settings.model, settings.revision, attention=kernel, trust_remote_code=settings.trust_remote_code
+    )
+    tokenizer = source.load_tokenizer()
+    rope = read_rope(source.load_config(), source.folder())
+    policy = training_policy(rope, settings.factors, settings.seq_length)
+    set_seed(settings.seed)  # adapters begin with random numbers, the same on every process
+    prepared = prepare_model(source, settings, policy, precision, world.rank % settings.sp)
+
+    checkpoints = folder / CHECKPOINTS
+    checkpoint = newest_checkpoint(checkpoints, record.run, world.size if settings.zero else None)
+    mixture = read_mixture(settings.data, field=settings.field, split=settings.split)
+    stream = SegmentStream(mixture, tokenizer, settings.seq_length, settings.seed)
+    if checkpoint is not None:
+        stream.load_state_dict(checkpoint.stream)
+    data = SegmentDataset(
+        stream,
+        rank=world.rank // settings.sp,
+        world=world.replicas(settings.sp),
+        micro_batch=settings.micro_batch,
+        global_batch=settings.global_batch,
+        sp_rank=world.rank % settings.sp,
+        sp_size=settings.sp,
+    )
+    sealing = _Sealing(checkpoints, record.run, settings.save_limit)
+    callbacks: list[TrainerCallback] = [sealing]
+    if settings.held_out.source is not None:
+        lengths = held_out_lengths(settings, rope.original_length)
+        callbacks.append(
+            HeldOut(
+                prepared.attachment,
+                prepared.model,
+                held_out_samples(settings.held_out, tokenizer, lengths, settings.seed),
+                lengths,
+                settings.seq_length,
+                together=settings.zero == 3,
+                autocast=precision.autocast,
+                folder=folder,
+            )
+        )
+    trainer = SegmentTrainer(
+        segment_loader(data, workers=1),
+        settings.sp,
+        gradient_scale(settings, world.size),
+        model=prepared.trained,
+        args=args,
+        callbacks=callbacks,
+    )
+    sealing.trainer = trainer
+    if trainer.is_world_process_zero():
+        remove_torn(checkpoints)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.folder))
+    save_result(trainer, prepared, source, policy, settings, folder)
+
+
+class _Sealing(TrainerCallback):
+    """Declares checkpoints complete, and removes old ones only then."""
+
+    def __init__(self, folder: Path, run: str, limit: int) -> None:
+        self._folder, self._run, self._limit = folder, run, limit
+        self.trainer: SegmentTrainer | None = None
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.trainer is not None
+        self.trainer.accelerator.wait_for_everyone()
+        if state.is_world_process_zero:
+            folder = self._folder / f"checkpoint-{state.global_step}"
+            seal(Checkpoint(folder, state.global_step, self.trainer.stream_state), self._run, args.world_size)
+            remove_old(self._folder, self._limit)

@@ -1,0 +1,150 @@
+"""Runs of several processes train what one process trains, and go on where they were killed; the real launchers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import killed_worker
+import pytest
+import torch
+import unpinned_worker
+from tiny_runs import ENVIRONMENT, STEPS, history, tiny_settings, weights
+
+from longrope.finetune import ray_train
+from longrope.finetune.launch import LaunchSettings
+from longrope.finetune.run import check, finetune
+from longrope.finetune.run_record import open_run
+from longrope.finetune.settings import FinetuneSettings
+
+pytest.importorskip("deepspeed")
+# Runs are shared by the tests of this file, so they belong into one process.
+pytestmark = pytest.mark.xdist_group("distributed runs")
+
+WAYS = {
+    "one": {"zero": 0},
+    "ddp": {"zero": 0},
+    "zero 1": {"zero": 1},
+    "zero 2": {"zero": 2},
+    "zero 3": {"zero": 3},
+    "zero 2, sp 2": {"zero": 2, "sp": 2},
+    "zero 3, sp 2": {"zero": 3, "sp": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def settings_of(
+    tmp_path_factory: pytest.TempPathFactory, model_folder: Path, documents_file: Path
+) -> Callable[[str, str], FinetuneSettings]:
+    """Settings of a way to train, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def settings(way: str, name: str) -> FinetuneSettings:
+        return tiny_settings(
+            folder / name.replace(" ", "-").replace(",", ""), model_folder, documents_file, **WAYS[way]
+        )
+
+    return settings
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(settings_of: Callable[[str, str], FinetuneSettings]) -> Callable[[str], Path]:
+    """The folder of a whole run, which is trained when it is first asked for."""
+    done: dict[str, Path] = {}
+
+    def run(way: str) -> Path:
+        if way not in done:
+            settings = settings_of(way, way)
+            done[way] = started(settings)
+            assert train(done[way], 1 if way == "one" else 2)
+        return done[way]
+
+    return run
+
+
+def train(folder: Path, processes: int, worker: list[str] | None = None) -> bool:
+    """Run the processes of a run as torchrun starts them; whether all went well."""
+    arguments = worker or ["--module", "longrope.finetune.start", str(folder), "cpu"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run([*command, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    print(done.stderr[-3000:])
+    return done.returncode == 0
+
+
+def started(settings: FinetuneSettings) -> Path:
+    """The folder of a run that is recorded and not yet trained."""
+    plan = LaunchSettings(gpus=2, launcher="torchrun").resolve(0)
+    checked = check(settings, plan, "cpu", lambda line: None)
+    open_run(checked.settings, checked.fingerprint, {}, False)
+    (Path(settings.output) / "factors.json").write_text(checked.factors)
+    return Path(settings.output)
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "one"])
+def test_every_way_trains_the_same(way: str, uninterrupted: Callable[[str], Path]) -> None:
+    alone, shared = history(uninterrupted("one")), history(uninterrupted(way))
+    assert len(alone) == STEPS
+    for quantity in ("loss", "grad_norm"):
+        expected = torch.tensor([entry[quantity] for entry in alone])
+        torch.testing.assert_close(torch.tensor([entry[quantity] for entry in shared]), expected, rtol=1e-4, atol=0)
+
+
+def test_shards_that_choose_windows_by_themselves_train_something_else(
+    settings_of: Callable[[str, str], FinetuneSettings], uninterrupted: Callable[[str], Path]
+) -> None:
+    settings = replace(settings_of("zero 2, sp 2", "unpinned"), steps=1, warmup=0, save_steps=1)
+    folder = started(settings)
+    assert train(folder, 2, [str(unpinned_worker.__file__), str(folder), "cpu"])
+    first = history(uninterrupted("one"))[0]["loss"]
+    assert abs(history(uninterrupted("zero 2, sp 2"))[0]["loss"] - first) < 1e-4 * first
+    assert abs(history(folder)[0]["loss"] - first) > 1e-3 * first
+
+
+@pytest.mark.parametrize("way", ["zero 2", "zero 3, sp 2"])
+def test_a_run_whose_processes_were_killed_goes_on(
+    way: str,
+    settings_of: Callable[[str, str], FinetuneSettings],
+    uninterrupted: Callable[[str], Path],
+) -> None:
+    settings = settings_of(way, f"killed {way}")
+    folder = started(settings)
+    assert not train(folder, 2, [str(killed_worker.__file__), str(folder), "cpu", "5"])
+    assert not (folder / "model").exists()
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    assert train(folder, 2)
+    assert_same_training(folder, uninterrupted(way))
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+@pytest.mark.parametrize("way", ["zero 2", "zero 3, sp 2"])
+def test_ray_train_starts_killed_workers_anew(
+    way: str,
+    settings_of: Callable[[str, str], FinetuneSettings],
+    uninterrupted: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("ray.train")
+    monkeypatch.setattr(ray_train, "_work", killed_worker.work_once)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    settings = settings_of(way, f"ray {way}")
+    finetune(settings, LaunchSettings(launcher="ray", gpus=2), tell=lambda line: None)
+    assert_same_training(Path(settings.output), uninterrupted(way))
+
+
+def assert_same_training(resumed: Path, whole: Path) -> None:
+    """The same segments at every step, and the same weights at the end."""
+    assert [entry["step"] for entry in history(resumed)] == list(range(1, STEPS + 1))
+    expected = torch.tensor([entry["loss"] for entry in history(whole)])
+    torch.testing.assert_close(torch.tensor([entry["loss"] for entry in history(resumed)]), expected, rtol=1e-6, atol=0)
+    states = [
+        json.loads((run / f"checkpoints/checkpoint-{STEPS}/longrope-run.json").read_text()) for run in (resumed, whole)
+    ]
+    assert states[0]["stream"] == states[1]["stream"]
+    trained, wanted = weights(resumed), weights(whole)
+    assert trained.keys() == wanted.keys()
+    for name, weight in wanted.items():
+        torch.testing.assert_close(trained[name], weight, rtol=0, atol=1e-6)

@@ -1,0 +1,13 @@
+"""A process of a run in which every shard of a sequence chooses its window by itself."""
+
+from __future__ import annotations
+
+import sys
+
+from longrope.finetune import worker
+from longrope.model.attach import Attachment
+
+Attachment.pin = lambda self, length: None
+
+if __name__ == "__main__":
+    worker.train(sys.argv[1], sys.argv[2])
