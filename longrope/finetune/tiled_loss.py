@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from longrope.exceptions import SettingsError
 from longrope.finetune.replaced_forward import ReplacedForward
-from longrope.finetune.tiles import apply_by_tiles, refuse_dropout
+from longrope.finetune.tiles import apply_by_tiles, gather_whole, refuse_dropout
 from longrope.model.architectures import architecture_for
 
 IGNORED = -100
@@ -41,6 +41,7 @@ class TiledLoss:
         self.tile = tile or max(_LOGITS // model.config.vocab_size, 16)
         self._names = list(inspect.signature(model.forward).parameters)
         _refuse_router_logits(getattr(model.config, "output_router_logits", False))
+        gather_whole([model.get_output_embeddings()])
         self._replaced = ReplacedForward(model, self._forward)
 
     def remove(self) -> None:
@@ -107,7 +108,9 @@ def tile_loss(model: Any, tile: int = 0) -> TiledLoss:
     number of labels that are not -100. Without labels it does what it did.
 
     Args:
-        model: a transformers causal language model of a supported architecture; adapters may be put around it later.
+        model: a transformers causal language model of a supported architecture, before DeepSpeed takes it over.
+            Adapters may be put around it later; those on the output projection come first (then give
+            ``get_base_model()`` of the PEFT model).
         tile: positions whose logits exist at a time; 0 for as many as make 128 MiB of float32 logits.
 
     Raises:

@@ -13,7 +13,7 @@ import torch
 
 from longrope.exceptions import SettingsError
 from longrope.finetune.replaced_forward import ReplacedForward
-from longrope.finetune.tiles import apply_by_tiles, refuse_dropout
+from longrope.finetune.tiles import apply_by_tiles, gather_whole, refuse_dropout
 from longrope.model.architectures import architecture_for
 
 
@@ -30,7 +30,7 @@ class TiledMLP:
                 "tile-mlp 0"
             )
         self._tile = tile
-        _gather_whole(blocks)
+        gather_whole(blocks)
         self._replaced = [ReplacedForward(block, self._forward_of(block)) for block in blocks]
 
     def remove(self) -> None:
@@ -62,14 +62,3 @@ def tile_mlp(model: Any, tile: int) -> TiledMLP:
         SettingsError: if it has mixtures of experts; in the first pass, if there is dropout inside of an MLP.
     """
     return TiledMLP(model, tile)
-
-
-def _gather_whole(blocks: list[Any]) -> None:
-    """Let ZeRO-3 gather an MLP's weights at once, for all of its tiles, and not each linear layer's for each tile."""
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-
-    if is_deepspeed_zero3_enabled():
-        from deepspeed.utils import set_z3_leaf_module
-
-        for block in blocks:
-            set_z3_leaf_module(block, True)

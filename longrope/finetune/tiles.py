@@ -139,6 +139,20 @@ def refuse_dropout(module: torch.nn.Module) -> None:
             )
 
 
+def gather_whole(modules: Iterable[torch.nn.Module]) -> None:
+    """Let ZeRO-3, if it is on, gather all weights inside of a module when that is called, once for all of its tiles.
+
+    Otherwise it would gather those of each linear layer for each tile, and take them away before their gradient is due.
+    """
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    if is_deepspeed_zero3_enabled():
+        from deepspeed.utils import set_z3_leaf_module
+
+        for module in modules:
+            set_z3_leaf_module(module, True)
+
+
 def _add(total: torch.Tensor | None, summand: torch.Tensor | None) -> torch.Tensor | None:
     """The sum, in float32 at least."""
     if summand is None:
