@@ -25,7 +25,7 @@ def demo(
 
     from longrope.cli.outcome import print_search, write_search_plots
     from longrope.cli.progress import ConsoleProgress
-    from longrope.demo.corpus import python_version, write_held_out
+    from longrope.demo.corpus import python_version, write_held_out, write_training
     from longrope.search.run import refuse_other_run
     from longrope.search.search import search
     from longrope.search.settings import AlgorithmSettings, DataSettings, ExecutionSettings, SearchSettings
@@ -33,6 +33,7 @@ def demo(
     refuse_other_run(Path(output), resume)
     with ConsoleProgress() as progress:
         text = write_held_out(Path(output) / "held-out.jsonl")
+        write_training(Path(output) / "train.jsonl")  # for `longrope finetune` to go on with
         progress.note(f"text: {text}, the held-out standard-library modules of Python {python_version()}")
         settings = SearchSettings(
             model=o.model_name("demo"),

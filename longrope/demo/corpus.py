@@ -82,6 +82,15 @@ def python_version() -> str:
 
 def write_held_out(path: Path) -> Path:
     """Write the held-out modules to a JSONL file, one ``{"name", "text"}`` a line; returns ``path``."""
-    lines = (json.dumps({"name": module.path, "text": module.text}) for module in standard_library() if module.held_out)
-    write_text_atomically(path, "".join(line + "\n" for line in lines))
+    return _write(path, held_out=True)
+
+
+def write_training(path: Path) -> Path:
+    """Write the modules that the embedded model was trained on, in the same form."""
+    return _write(path, held_out=False)
+
+
+def _write(path: Path, held_out: bool) -> Path:
+    modules = (module for module in standard_library() if module.held_out == held_out)
+    write_text_atomically(path, "".join(json.dumps({"name": each.path, "text": each.text}) + "\n" for each in modules))
     return path

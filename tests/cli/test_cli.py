@@ -296,13 +296,14 @@ def test_demo_searches_the_embedded_model_on_held_out_modules(
         received.append(settings)
         raise KeyboardInterrupt
 
-    def write_held_out(path: Path) -> Path:
+    def write(path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}\n")
         return path
 
     monkeypatch.setattr("longrope.search.search.search", stop)
-    monkeypatch.setattr(corpus, "write_held_out", write_held_out)
+    for name in ("write_held_out", "write_training"):
+        monkeypatch.setattr(corpus, name, write)
     ended = longrope("demo", "--output", tmp_path / "demo", "--max-evaluations", 30, "--workers", 2, "--seed", 3)
     assert ended.code == 130
     [settings] = received

@@ -1,0 +1,85 @@
+"""How far several processes are from one: ten steps of the embedded model, by every launcher and stage of ZeRO.
+
+longrope demo --output longrope-demo
+python benchmarks/finetune_processes.py --demo longrope-demo --output finetune-processes
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from longrope.demo import model_folder
+from longrope.finetune.settings import FinetuneSettings
+
+WAYS = {
+    "1 process, no DeepSpeed": (0, 1, 1),
+    "2 processes, data-parallel": (0, 1, 2),
+    "2 processes, ZeRO 1": (1, 1, 2),
+    "2 processes, ZeRO 2": (2, 1, 2),
+    "2 processes, ZeRO 3": (3, 1, 2),
+    "2 processes, ZeRO 2, sp 2": (2, 2, 2),
+    "2 processes, ZeRO 3, sp 2": (3, 2, 2),
+    "4 processes, ZeRO 3, sp 2": (3, 2, 4),
+}
+_COMMAND = """
+import sys
+from longrope.finetune.launch import LaunchSettings
+from longrope.finetune.run import finetune
+from longrope.finetune.settings import FinetuneSettings
+launching = LaunchSettings(launcher=sys.argv[1], gpus=int(sys.argv[2]))
+finetune(FinetuneSettings.from_json(sys.stdin.read()), launching, resume=True)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, required=True, help="output of longrope demo")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--launchers", nargs="+", default=["torchrun", "ray"])
+    parser.add_argument("--seq-length", type=int, default=512)
+    args = parser.parse_args()
+    base = FinetuneSettings(
+        model=str(model_folder()),
+        factors=str(args.demo / "factors.json"),
+        data=str(args.demo / "train.jsonl"),
+        output="",
+        seq_length=args.seq_length,
+        steps=10,
+        warmup=2,
+        learning_rate=2e-4,
+        global_batch=4,
+        precision="fp32",
+        save_steps=10,
+    )
+    expected: list[list[float]] = []
+    print("| | launcher | losses, largest relative difference | gradient norms | seconds |\n|---|---|---|---|---|")
+    for name, (zero, sp, processes) in WAYS.items():
+        for launcher in args.launchers if processes > 1 else ["none"]:
+            output = args.output / f"{launcher}-{processes}-{zero}-{sp}"
+            settings = replace(base, zero=zero, sp=sp, output=str(output))
+            started = time.perf_counter()
+            command = [sys.executable, "-c", _COMMAND, launcher, str(processes)]
+            environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+            subprocess.run(
+                command, input=settings.to_json(), text=True, check=True, env=environment, capture_output=True
+            )
+            seconds = time.perf_counter() - started
+            state = json.loads((output / "checkpoints/checkpoint-10/trainer_state.json").read_text())
+            found = [[step[key] for step in state["log_history"] if key in step] for key in ("loss", "grad_norm")]
+            expected = expected or found
+            apart = [
+                max(abs(a / b - 1) for a, b in zip(ours, theirs, strict=True))
+                for ours, theirs in zip(found, expected, strict=True)
+            ]
+            print(f"| {name} | {launcher} | {apart[0]:.1e} | {apart[1]:.1e} | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
