@@ -130,7 +130,6 @@ class SourceReader:
                 return self._pack(step, steps)
             if step.ends_epoch and step.before.used == 0:
                 raise self._nothing()
-            self._cursor = step.after
             if step.reason:
                 self.counts[step.reason] += 1
         raise AssertionError("a walk has no end")

@@ -100,6 +100,17 @@ class TestFiles:
         order = "".join(texts(walk(of(*files_of(tmp_path)))))
         assert max(map(len, order.replace("ba", "b a").replace("ab", "a b").split())) < 30
 
+    def test_row_groups_and_their_rows_are_shuffled(self, tmp_path):
+        rows = pyarrow.table({"text": [f"{index:03}" for index in range(300)]})
+        pyarrow.parquet.write_table(rows, tmp_path / "a.parquet", row_group_size=100)
+        blocks = [
+            [record.fields["text"] for record in block] for _, block in walk(of(tmp_path / "a.parquet", key=(1, "a")))
+        ]
+        assert blocks != sorted(blocks)
+        for block in blocks:
+            assert len({text[0] for text in block}) == 1
+            assert block != sorted(block)
+
     def test_identity_follows_the_data(self, folder):
         identity = of(*files_of(folder)).identity
         assert of(*files_of(folder), key=(1, "b")).identity == identity
@@ -168,6 +179,11 @@ class TestHub:
         check_epochs_and_places(self.make, self.EXPECTED)
         asked = {"name": "en", "split": "validation", "revision": "v1", "streaming": True}
         assert hub[0] == ("owner/books", asked)
+
+    def test_shards_are_shuffled_for_each_epoch(self, hub):
+        orders = [[text[0] for text in texts(walk(self.make(), epoch))[::20]] for epoch in range(8)]
+        assert all(sorted(order) == ["0", "1", "2"] for order in orders)
+        assert len({tuple(order) for order in orders}) > 2
 
     def test_going_on_opens_a_shard_once(self, hub, monkeypatch):
         records = self.make()
