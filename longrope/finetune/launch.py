@@ -84,7 +84,7 @@ class LaunchSettings:
                     f"launcher {self.launcher!r} was asked for, but this process was started by a launcher already "
                     "(RANK is set); leave --launcher away"
                 )
-            return Plan("none", present.size)
+            return Plan("none", present.size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         cluster = self.ray_address or os.environ.get("RAY_ADDRESS")
         per_node = self.gpus if self.gpus is not None else max(visible_gpus, 1)
         processes = per_node * self.nodes

@@ -17,6 +17,8 @@ from longrope.files import write_text_atomically
 from longrope.finetune.adapters import quantization
 from longrope.finetune.checkpoints import newest_checkpoint
 from longrope.finetune.deepspeed_config import deepspeed_config
+from longrope.finetune.estimate import check_fits, describe, estimate
+from longrope.finetune.hardware import Hardware
 from longrope.finetune.held_out import held_out_lengths, held_out_samples, read_held_out
 from longrope.finetune.launch import LaunchSettings, Plan, launch
 from longrope.finetune.meeting import first_alone
@@ -138,6 +140,11 @@ def check(settings: FinetuneSettings, plan: Plan, device: str, tell: Callable[[s
         if max(lengths) > longest:
             raise SettingsError(f"held-out length {max(lengths)} is over the {longest} that the factors are meant for")
         held_out_samples(settings.held_out, tokenizer, lengths, settings.seed)
+
+    found = estimate(config, replace(settings, precision=precision.name), Hardware.here(plan.processes, plan.per_node))
+    for line in describe(found):
+        tell(line)
+    check_fits(found)
 
     factors = Path(settings.factors).read_text(encoding="utf-8")
     digest = hashlib.sha256(f"{fingerprint(folder)}{factors}".encode()).hexdigest()[:16]

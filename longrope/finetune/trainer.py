@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer
+
+from longrope.data.segments import begun_epochs
+from longrope.finetune.monitor import Monitor
 
 
 class SegmentTrainer(Trainer):
@@ -17,28 +20,33 @@ class SegmentTrainer(Trainer):
 
     Args:
         loader: yields the batches of :class:`longrope.data.segment_dataset.SegmentDataset`.
-        sp: processes that share one sequence.
         gradient_scale: see :func:`longrope.finetune.deepspeed_config.gradient_scale`.
+        monitor: shows and records what is logged.
         options: arguments of Trainer.
     """
 
     def __init__(
         self,
         loader: Iterable[dict[str, Any]],
-        sp: int,
         gradient_scale: int,
+        monitor: Monitor,
         **options: Any,
     ) -> None:
         self._loader = loader
-        self._sp = sp
         self._gradient_scale = gradient_scale
         self.stream_state: Any = None
+        self._monitor = monitor
         super().__init__(**options)
+        self.add_callback(monitor)
+        self.remove_callback(PrinterCallback)  # Trainer's own lines
         # The loss is divided by the tokens of the whole step below, so never again by the accumulation steps.
         self.model_accepts_loss_kwargs = True
         # Every process cuts its own shard: the adapter would read one segment a process and exchange them, and
         # could not say which of them a checkpoint has seen.
         self.accelerator.deepspeed_ulysses_dl_adapter = lambda loader, model: loader
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(self._monitor.with_speed(logs), start_time)
 
     def get_train_dataloader(self) -> Any:
         return self._loader
@@ -48,8 +56,11 @@ class SegmentTrainer(Trainer):
     ) -> tuple[list[Any], torch.Tensor | int | None]:
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         items = [batch.pop("num_items") for batch in batches]
-        self.stream_state = batches[-1].pop("stream")
-        return batches, items[0]
+        before, self.stream_state = self.stream_state, batches[-1].pop("stream")
+        if before is not None and self.is_world_process_zero():
+            for line in begun_epochs(before, self.stream_state):
+                print(line, flush=True)
+        return batches, max(items[0], 1)  # templates may leave a step without a label
 
     def compute_loss(
         self,

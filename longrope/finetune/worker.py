@@ -5,10 +5,12 @@ Its rank comes from the environment, so that Ray Train, torchrun, the deepspeed 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from longrope.data.mixture import read_mixture
 from longrope.data.segment_dataset import SegmentDataset, segment_loader
@@ -16,7 +18,11 @@ from longrope.data.segments import SegmentStream
 from longrope.finetune.arguments import training_arguments
 from longrope.finetune.checkpoints import Checkpoint, newest_checkpoint, remove_old, remove_torn, seal
 from longrope.finetune.deepspeed_config import gradient_scale
+from longrope.finetune.flops import TrainingFlops
+from longrope.finetune.hardware import Hardware, peak_flops
 from longrope.finetune.held_out import HeldOut, held_out_lengths, held_out_samples
+from longrope.finetune.model_shape import ModelShape
+from longrope.finetune.monitor import Monitor
 from longrope.finetune.policy import training_policy
 from longrope.finetune.precision import choose_kernel, choose_precision
 from longrope.finetune.prepare import prepare_model
@@ -39,6 +45,9 @@ def train(folder: str | Path, device: str) -> None:
         device: ``cuda`` or ``cpu``.
     """
     folder = Path(folder)
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed wherever it is installed
+    disable_progress_bar()  # of weights that are loaded and written
     record, world = RunRecord.read(folder), World.from_environment()
     settings = record.settings
     precision = choose_precision(settings, device)
@@ -69,6 +78,13 @@ def train(folder: str | Path, device: str) -> None:
         sp_rank=world.rank % settings.sp,
         sp_size=settings.sp,
     )
+    monitor = Monitor(
+        folder,
+        tokens=settings.global_batch * settings.seq_length,
+        devices=world.size,
+        model_flops=TrainingFlops.of(ModelShape.of(source.load_config(), settings.adapter), settings).model,
+        peak=peak_flops(Hardware.here().name, precision.name),
+    )
     sealing = _Sealing(checkpoints, record.run, settings.save_limit)
     callbacks: list[TrainerCallback] = [sealing]
     if settings.held_out.source is not None:
@@ -87,8 +103,8 @@ def train(folder: str | Path, device: str) -> None:
         )
     trainer = SegmentTrainer(
         segment_loader(data, workers=1),
-        settings.sp,
         gradient_scale(settings, world.size),
+        monitor,
         model=prepared.trained,
         args=args,
         callbacks=callbacks,
