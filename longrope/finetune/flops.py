@@ -1,0 +1,58 @@
+"""Floating-point operations of training: those of the model, and those that the hardware does.
+
+A multiplication of matrices takes two operations for each parameter and token, and twice as many again in the backward
+pass: one part for the gradient of its input, one for that of its weight. Weights that are frozen need no gradient, so
+with adapters their part is left out. Attention is causal: half of the square of scores is never computed, and not
+counted either. Norms, RoPE, softmax and the optimizer are left out, as is usual (PaLM, arXiv 2204.02311, appendix B).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from longrope.finetune.model_shape import ModelShape
+from longrope.finetune.settings import FinetuneSettings
+
+
+@dataclass(frozen=True)
+class TrainingFlops:
+    """Operations of an optimizer step, all devices together.
+
+    Attributes:
+        model: what the step needs; model FLOP utilisation (MFU) counts these.
+        hardware: with what activation checkpointing and the tiled loss compute a second time.
+    """
+
+    model: float
+    hardware: float
+
+    @classmethod
+    def of(cls, shape: ModelShape, settings: FinetuneSettings) -> TrainingFlops:
+        """Of ``global_batch`` segments of ``seq_length`` tokens."""
+        length, full = settings.seq_length, settings.method == "full"
+        linear = 2.0 * shape.layers * (shape.attention + shape.mlp) * length
+        head = 2.0 * shape.head * length
+        attention = forward_attention(shape, settings)
+        head_trained = full or settings.adapter.train_embeddings_and_norms
+        model = (3 if full else 2) * linear + (3 if head_trained else 2) * head + 3 * attention
+        if not full:
+            model += 3 * 2.0 * shape.adapters * length
+        again = head + (linear + attention if settings.memory.checkpoint_activations else 0)
+        return cls(model * settings.global_batch, (model + again) * settings.global_batch)
+
+
+def forward_attention(shape: ModelShape, settings: FinetuneSettings) -> float:
+    """Operations of scores and their products with values in one segment's forward pass, all layers."""
+    per_key = 2.0 * shape.heads * (shape.key_dim + shape.value_dim)
+    length = settings.seq_length
+    if settings.attention == "shifted-sparse":
+        group = settings.group or max(length // 4, 2)
+        whole, rest = divmod(length, group)
+        return shape.layers * per_key * (whole * _pairs(group) + _pairs(rest))
+    return sum(per_key * _pairs(length, window) for window in shape.windows)
+
+
+def _pairs(length: int, window: int | None = None) -> float:
+    """Pairs of a query and a key that it sees: itself and those before, at most ``window``."""
+    reach = length if window is None else min(window, length)
+    return reach * (reach + 1) / 2 + (length - reach) * reach
