@@ -130,6 +130,7 @@ def check(settings: FinetuneSettings, plan: Plan, device: str, tell: Callable[[s
     World(size=plan.processes).accumulation(settings.global_batch, settings.micro_batch, settings.sp)
     deepspeed_config(settings)
     quantization(settings.method, precision.weights, settings.zero or 0)
+    _check_reporting(settings.report_to)
 
     tokenizer = source.load_tokenizer()
     mixture = read_mixture(settings.data, field=settings.field, split=settings.split)
@@ -160,6 +161,21 @@ def check(settings: FinetuneSettings, plan: Plan, device: str, tell: Callable[[s
         held_out=held_out,
     )
     return Checked(resolved, digest, factors)
+
+
+def _check_reporting(names: tuple[str, ...]) -> None:
+    """Raise SettingsError unless Trainer can report to every one of ``names``."""
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
+
+    available = get_available_reporting_integrations()
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise SettingsError(f"report-to {name!r} is not known; use {', '.join(sorted(INTEGRATION_TO_CALLBACK))}")
+        if name not in available:
+            raise SettingsError(f"report-to {name!r} is not installed; pip install {name}, or leave it away")
 
 
 def _absolute(path: str | None) -> Any:

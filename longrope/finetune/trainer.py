@@ -54,6 +54,8 @@ class SegmentTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
+        if self.state.global_step >= self.args.max_steps:  # resumed when it was done; Trainer would take one more step
+            return [], None
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         items = [batch.pop("num_items") for batch in batches]
         before, self.stream_state = self.stream_state, batches[-1].pop("stream")

@@ -92,6 +92,10 @@ def test_half_precision_that_a_cpu_has_not(given: Given) -> None:
     assert "flash_attention_2' needs a GPU" in refused(given(kernel="flash_attention_2"))
 
 
+def test_reports_to_nobody(given: Given) -> None:
+    assert "report-to 'telegraph' is not known; use" in refused(given(report_to=("telegraph",)))
+
+
 def test_held_out_lengths_beyond_the_factors(given: Given, documents_file: Path) -> None:
     held_out = HeldOutSettings(source=str(documents_file), lengths=(1024,))
     assert "held-out length 1024 is over the 256" in refused(given(held_out=held_out))

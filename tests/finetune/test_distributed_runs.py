@@ -93,6 +93,14 @@ def test_every_way_trains_the_same(way: str, uninterrupted: Callable[[str], Path
         torch.testing.assert_close(torch.tensor([entry[quantity] for entry in shared]), expected, rtol=1e-4, atol=0)
 
 
+def test_a_run_that_is_done_trains_no_further(uninterrupted: Callable[[str], Path]) -> None:
+    folder = uninterrupted("one")
+    before = weights(folder)
+    assert train(folder, 1)
+    assert_same_training(folder, folder)
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(folder).items())
+
+
 def test_shards_that_choose_windows_by_themselves_train_something_else(
     settings_of: Callable[[str, str], FinetuneSettings], uninterrupted: Callable[[str], Path]
 ) -> None:
