@@ -157,13 +157,13 @@ def peak_memory() -> int:
 
 
 class _Display:
-    """A bar on a terminal, a line now and then elsewhere, both on standard error."""
+    """A bar on a terminal, a line now and then elsewhere; on standard output, since launchers put the rest into files."""
 
     def __init__(self, total: int, done: int) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(highlight=False)
         self._total = total
         self._spoken = -_PLAIN_LINE_SECONDS
         self._bars = Progress(

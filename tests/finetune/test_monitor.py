@@ -104,11 +104,11 @@ def test_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.Capture
     for loss in (3.0, 2.5, 2.0):  # within a second: the first line and the last
         run.step(0.5, loss=loss, learning_rate=2e-5)
     captured = capsys.readouterr()
-    first, last = captured.err.splitlines()
+    first, last = captured.out.splitlines()
     assert first.startswith("step 1 of 3: loss 3.0000, lr 2e-05, peak ")
     assert last.startswith("step 3 of 3: loss 2.0000, lr 2e-05, 8,192 tokens/s (2,048 per device), causal MFU 50.0%, ")
     assert last.endswith(" GiB, 0 s left")
-    assert captured.out == ""
+    assert captured.err == ""
 
 
 def test_other_processes_write_and_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,7 +116,7 @@ def test_other_processes_write_and_say_nothing(tmp_path: Path, capsys: pytest.Ca
     run.step(1, loss=1.0)
     assert "tokens_per_second" in run.step(1, loss=1.0)
     assert list(tmp_path.iterdir()) == []
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""
 
 
 def test_trainer_and_its_integrations_get_the_figures(tmp_path: Path, tiny_llama: LlamaForCausalLM) -> None:
