@@ -49,6 +49,16 @@ def test_equals_the_loss_of_transformers(make_tiny_model: Models, model_type: st
     assert "forward" not in vars(model)
 
 
+def test_half_precision_logits_are_compared_in_float32(make_tiny_model: Models) -> None:
+    model = make_tiny_model("llama").bfloat16().train()
+    ids = token_ids(37)
+    plain = model(input_ids=ids, labels=ids).loss
+    tile_loss(model, 10)
+    loss = model(input_ids=ids, labels=ids).loss
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, plain, **SAME)
+
+
 @pytest.mark.parametrize("count", [None, 100, torch.tensor(100)], ids=["own", "number", "tensor"])
 def test_shifted_labels_and_the_number_of_items(make_tiny_model: Models, count: Any) -> None:
     model = make_tiny_model("llama").train()

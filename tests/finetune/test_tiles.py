@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -45,8 +47,9 @@ def test_gradients_of_half_precision_weights_are_added_up_in_float32() -> None:
     assert weight.grad.dtype == torch.bfloat16
 
 
-def test_inside_a_checkpoint_nothing_is_computed_a_third_time() -> None:
+def test_inside_a_checkpoint_nothing_is_kept_and_nothing_computed_a_third_time() -> None:
     calls: list[int] = []
+    kept: list[weakref.ref[torch.Tensor]] = []
     weight = torch.nn.Parameter(torch.ones(3))
 
     def layer(hidden: torch.Tensor) -> torch.Tensor:
@@ -54,9 +57,13 @@ def test_inside_a_checkpoint_nothing_is_computed_a_third_time() -> None:
             calls.append(len(part))
             return torch.tanh(part * weight)
 
-        return hidden + apply_by_tiles(function, [weight], 2, hidden)
+        normed = hidden * 2
+        kept.append(weakref.ref(normed))
+        return hidden + apply_by_tiles(function, [weight], 2, normed)
 
-    checkpoint(layer, torch.ones(6, 3, requires_grad=True), use_reentrant=False).sum().backward()
+    total = checkpoint(layer, torch.ones(6, 3, requires_grad=True), use_reentrant=False).sum()
+    assert kept[0]() is None
+    total.backward()
     assert calls == [2] * 6
 
 
@@ -72,12 +79,15 @@ def test_autocast_holds_in_the_backward_pass_too() -> None:
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = torch.autograd.grad(linear(hidden).sum(), [hidden, *linear.parameters()])
+        torch.clear_autocast_cache()
         total = apply_by_tiles(function, linear.parameters(), 2, hidden).sum()
-        torch.autograd.grad(linear(hidden).sum(), list(linear.parameters()))
-    found = torch.autograd.grad(total, [hidden, *linear.parameters()])
+        again = apply_by_tiles(function, linear.parameters(), 2, hidden).sum()
+        inside = torch.autograd.grad(again, [hidden, *linear.parameters()])
+    outside = torch.autograd.grad(total, [hidden, *linear.parameters()])
     assert dtypes == {torch.bfloat16}
-    torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
-    assert all(each.dtype == torch.float32 for each in found)
+    for found in (inside, outside):
+        torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
+        assert all(each.dtype == torch.float32 for each in found)
 
 
 def test_dropout_is_refused_where_it_is_at_work() -> None:
