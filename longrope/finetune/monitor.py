@@ -157,7 +157,7 @@ def peak_memory() -> int:
 
 
 class _Display:
-    """A bar on a terminal, a line now and then elsewhere; on standard output, since launchers put the rest into files."""
+    """A bar on a terminal, a line now and then elsewhere; on standard output, which launchers pass on."""
 
     def __init__(self, total: int, done: int) -> None:
         from rich.console import Console
