@@ -16,7 +16,7 @@ from longrope.finetune.tiled_loss import tile_loss
 from longrope.finetune.tiled_mlp import tile_mlp
 from longrope.model.attach import Attachment, attach
 from longrope.model.load import ModelSource
-from longrope.rope.policy import FactorSchedule
+from longrope.rope.policy import RopePolicy
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,9 @@ class PreparedModel:
 
 
 def prepare_model(
-    source: ModelSource, settings: FinetuneSettings, policy: FactorSchedule, precision: Precision, sp_rank: int = 0
+    source: ModelSource, settings: FinetuneSettings, policy: RopePolicy, precision: Precision, sp_rank: int = 0
 ) -> PreparedModel:
-    """Load the model and put on it what the settings ask for.
-
-    The window is that of the whole segment, whatever part of it this process sees.
+    """Load the model and put on it what the settings ask for; see :func:`extend_model`.
 
     Args:
         source: with the attention kernel of the run.
@@ -53,6 +51,19 @@ def prepare_model(
     if settings.method == "qlora":
         options["quantization_config"] = quantization(settings.method, precision.weights, settings.zero or 0)
     model = source.load_pretrained(dtype=precision.weights, attn_implementation=source.attention, **options)
+    return extend_model(model, settings, policy, precision, sp_rank)
+
+
+def extend_model(
+    model: Any, settings: FinetuneSettings, policy: RopePolicy, precision: Precision, sp_rank: int = 0
+) -> PreparedModel:
+    """Put on a loaded model what the settings ask for.
+
+    The window is that of the whole segment, whatever part of it this process sees.
+
+    Raises:
+        SettingsError: if something that was asked for is not installed, or the model cannot have it.
+    """
     attachment = attach(model, policy)
     attachment.pin(settings.seq_length)
     memory = settings.memory
