@@ -92,7 +92,7 @@ def describe(found: Estimate) -> list[str]:
     ):
         if parts and free is not None:
             lines.append(f"memory of {where}, estimated: {_gib(total)} of {_gib(free)} free")
-            lines += [f"  {name:<30}{_gib(size):>12}" for name, size in parts.items() if size >= GIB / 100]
+            lines += [f"  {name:<30}{_gib(size):>12}" for name, size in parts.items() if abs(size) >= GIB / 100]
     if found.seconds is None:
         lines.append("duration: not estimated, shown after the first steps")
     else:
@@ -222,7 +222,7 @@ def _check(found: Estimate, settings: FinetuneSettings) -> None:
 
 
 def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.0f} MiB"
+    return f"{size / GIB:.1f} GiB" if abs(size) >= GIB / 10 else f"{size / 2**20:.0f} MiB"
 
 
 def _count(number: float) -> str:

@@ -59,11 +59,17 @@ class Hardware:
     host_memory: int
 
     @classmethod
-    def here(cls, devices: int = 1, devices_per_node: int | None = None) -> Hardware:
-        """The devices like those of this machine, with the memory that is free now."""
+    def here(cls, devices: int = 1, devices_per_node: int | None = None, device: str = "cuda") -> Hardware:
+        """Devices like those of this machine, with the memory that is free now.
+
+        Args:
+            devices: how many the run has.
+            devices_per_node: how many of them share a host; all when None.
+            device: ``cpu`` leaves GPUs that are here unused.
+        """
         host = free_host_memory()
         per_node = min(devices, devices_per_node or devices)
-        if not torch.cuda.is_available():
+        if device == "cpu" or not torch.cuda.is_available():
             return cls(devices=devices, devices_per_node=per_node, host_memory=host)
         index = torch.cuda.current_device()
         return cls(

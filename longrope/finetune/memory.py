@@ -122,26 +122,37 @@ def _activations(
     tokens = settings.micro_batch * settings.seq_length / settings.sp
     stream = numbers.hidden * shape.hidden * tokens
     attention, mlp, mlp_gradients = _layer(shape, settings, numbers, tokens)
+    # A norm goes back through five float32 tensors, of which the gradients of the stream, if float32, are two.
+    norm_gradients = (18 - 2 * numbers.hidden) * shape.hidden * tokens
     if options.checkpoint_activations:
         kept = stream * shape.layers
-        working = attention + mlp + mlp_gradients + 2 * stream
+        working = attention + max(mlp + mlp_gradients, norm_gradients) + 2 * stream
         if options.offload_activations and hardware.memory is not None:
             memory.host["activations, offloaded"] = kept * hardware.devices_per_node
             kept = min(kept, 2 * stream)  # of a layer at work and of one on its way
     else:
         kept = (attention + mlp + stream) * shape.layers
-        working = mlp_gradients + 2 * stream
-    dequantised = numbers.passes * 2 * shape.layer / 3 if settings.method == "qlora" else 0
+        working = max(mlp_gradients, norm_gradients) + 2 * stream
+    if settings.method == "qlora":
+        working += numbers.passes * 2 * shape.layer / 3  # the largest matrices, dequantised
     positions = min(options.tile_loss or max(_LOGITS // shape.vocabulary, 16), tokens)
-    # Logits, the same in float32, their log-softmax, and the gradients of the first two.
-    logits = positions * shape.vocabulary * (2 * numbers.passes + 12)
-    if settings.method == "full" or settings.adapter.train_embeddings_and_norms:
-        logits += 4 * shape.head  # the sum over tiles of the weight's gradients
-    memory.device |= {
-        "activations kept": kept,
-        "one layer at work": working + dequantised,
-        "logits and loss": logits + 2 * stream,
-    }
+    # Log-probabilities and two gradients in float32, and the last in the dtype of the logits.
+    loss = positions * shape.vocabulary * (12 if numbers.passes == 4 else 12 + numbers.passes) + 2 * stream
+    head_trained = settings.method == "full" or settings.adapter.train_embeddings_and_norms
+    if head_trained:
+        loss += 4 * shape.head  # the sum over tiles of the weight's gradients
+    at_work = {"one layer at work": working, "logits at work": loss}
+    accumulation = settings.global_batch * settings.sp // (settings.micro_batch * hardware.devices)
+    if not settings.zero and numbers.passes != numbers.trained and accumulation > 1:  # beside earlier gradients
+        trained = shape.trained(settings.method, settings.adapter.train_embeddings_and_norms)
+        at_work["weights that autocast cast"] = float(numbers.passes * trained)
+    name = max(at_work, key=lambda name: at_work[name])  # one follows the other
+    memory.device |= {"activations kept": kept, name: at_work[name]}
+    if accumulation == 1:
+        # Layer by layer, the activations of one go before the gradients of the next come.
+        first = numbers.trained * shape.head if head_trained else 0
+        both = min(kept - kept / shape.layers, max(memory.device["gradients"] - first, 0))
+        memory.device["not at the same time"] = -both
 
 
 def _layer(
@@ -187,9 +198,6 @@ def _buffers(
         buffers = bucket + numbers.passes * min(shape.parameters, max(_LIVE, 2 * shape.layer))
     elif hardware.devices > 1:
         buffers = numbers.trained * trained  # torch's buckets, as large as the gradients
-    accumulation = settings.global_batch * settings.sp // (settings.micro_batch * hardware.devices)
-    if zero == 0 and numbers.passes != numbers.trained and accumulation > 1:
-        buffers += numbers.passes * trained  # autocast's copies, in a forward pass beside earlier gradients
     memory.device |= {
         "buffers": buffers,
         "libraries": _CUDA_LIBRARIES if gpu else _CPU_LIBRARIES,

@@ -73,9 +73,11 @@ class ModelShape:
         Raises:
             SettingsError: if the model has no layers of the names that the adapter asks for.
         """
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         adapter = adapter or AdapterSettings()
+        if not type(config).__module__.startswith("transformers."):  # read by code that came with the model
+            config = AutoConfig.for_model(**config.to_dict())
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config)
         layers = list(model.base_model.layers)

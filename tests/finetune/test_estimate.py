@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import weakref
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_config
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from longrope.exceptions import SettingsError
+from longrope.finetune.activation_checkpointing import checkpoint_activations
 from longrope.finetune.adapters import add_adapters
 from longrope.finetune.estimate import Estimate, check_fits, describe, estimate, format_duration
 from longrope.finetune.flops import TrainingFlops, forward_attention
@@ -22,6 +26,7 @@ from longrope.finetune.hardware import Hardware, free_host_memory, peak_flops
 from longrope.finetune.memory import _layer, _Numbers, training_memory
 from longrope.finetune.model_shape import ModelShape
 from longrope.finetune.settings import AdapterSettings, FinetuneSettings, MemorySettings
+from longrope.finetune.tiled_loss import tile_loss
 from longrope.finetune.tiled_mlp import tile_mlp
 from longrope.model.architectures import ARCHITECTURES
 
@@ -109,7 +114,7 @@ def test_operations_of_llama_2_at_128k() -> None:
 
 
 @given(st.integers(2, 4096), st.integers(2, 4096))
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_groups_see_less_than_everything(length: int, group: int) -> None:
     group = min(group, length)
     full = forward_attention(SHAPE, chosen(length))
@@ -243,6 +248,76 @@ def test_what_a_layer_saves_is_what_autograd_saves(method: str, zero: int, tile:
     assert around + mlp == pytest.approx(measured, rel=0.02)
 
 
+class Peak(TorchDispatchMode):
+    """Follows the bytes of all tensors that live."""
+
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._seen = {each.untyped_storage()._cdata for each in known}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for each in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(each, torch.Tensor) and each.untyped_storage()._cdata not in self._seen:
+                storage = each.untyped_storage()
+                self._seen.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        self.most = max(self.most, self.now)
+        return out
+
+    def _gone(self, storage: int, size: int) -> None:
+        self._seen.discard(storage)
+        self.now -= size
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "zero", "memory", "accumulation"),
+    [
+        ("full", "fp32", 0, MemorySettings(tile_loss=128), 1),
+        ("full", "bf16", 0, MemorySettings(tile_loss=128), 2),
+        ("full", "bf16", 3, MemorySettings(tile_loss=128, checkpoint_activations=False), 1),
+        ("full", "bf16", 3, MemorySettings(tile_loss=128, tile_mlp=128), 1),
+        ("lora", "bf16", 0, MemorySettings(tile_loss=128), 1),
+        ("lora", "fp32", 0, MemorySettings(tile_loss=512, tile_mlp=128), 1),
+    ],
+)
+def test_tensors_of_a_step_take_what_was_estimated(
+    method: str, precision: str, zero: int, memory: MemorySettings, accumulation: int
+) -> None:
+    tokens, dtypes = 512, {2: torch.bfloat16, 4: torch.float32}
+    config = LlamaConfig(
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=300,
+    )
+    given = chosen(tokens, method=method, precision=precision, zero=zero, memory=memory, global_batch=accumulation)
+    numbers = _Numbers.of(given, gpus())
+    model = AutoModelForCausalLM.from_config(config).to(dtypes[numbers.frozen])
+    tile_loss(model, memory.tile_loss)
+    if memory.tile_mlp:
+        tile_mlp(model, memory.tile_mlp)
+    if memory.checkpoint_activations:
+        checkpoint_activations(model)
+    if method == "lora":
+        add_adapters(model, given.adapter, "lora", trained_dtype=dtypes[numbers.trained])
+    model.train()
+    ids = torch.arange(tokens)[None] % 300
+    with Peak(model.parameters()) as peak:
+        for _ in range(accumulation):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16" and zero == 0):
+                loss = model(input_ids=ids, shift_labels=ids, num_items_in_batch=tokens).loss
+            loss.backward()
+    found = training_memory(ModelShape.of(config), given, gpus()).device
+    others = ("weights", "optimizer", "optimizer and float32 copies", "buffers", "libraries")
+    estimated = sum(size for name, size in found.items() if name not in others)
+    assert 0.85 < estimated / peak.most < 1.2
+
+
 def test_states_of_full_training() -> None:
     weights = SHAPE.parameters / GIB
     for zero, devices, expected in (
@@ -318,7 +393,7 @@ def test_what_saves_memory_never_costs_memory(length: int, how: tuple[str, int],
         before = replace(before, zero=max(zero, 1))
     else:
         after = replace(before, seq_length=length // 2)
-    assert training_memory(SHAPE, after, gpus(8)).device_bytes < training_memory(SHAPE, before, gpus(8)).device_bytes
+    assert training_memory(SHAPE, after, gpus(8)).device_bytes <= training_memory(SHAPE, before, gpus(8)).device_bytes
 
 
 # Whether it fits
@@ -341,11 +416,11 @@ def advice(given: FinetuneSettings, hardware: Hardware) -> str:
             gpus(8, 64),
             "--checkpointing would make it fit",
         ),
-        (chosen(65536, zero=3, memory=MemorySettings(tile_loss=65536)), gpus(8, 60), "--tile-loss 0 would make it fit"),
+        (chosen(65536, zero=3, memory=MemorySettings(tile_loss=65536)), gpus(8, 55), "--tile-loss 0 would make it fit"),
         (chosen(65536, zero=3), gpus(8, 45), "--tile-mlp 4k would make it fit"),
         (chosen(131072, zero=3), gpus(8, 60), "--offload-activations would make it fit"),
         (chosen(4096, zero=1), gpus(8, 25), "--zero 3 would make it fit"),
-        (chosen(4096, zero=3), gpus(4, 30), "--offload optimizer would make it fit"),
+        (chosen(4096, zero=3), gpus(4, 29), "--offload optimizer would make it fit"),
         (chosen(4096, zero=0), gpus(1, 40), "--zero 2 --offload optimizer would make it fit"),
         (chosen(4096, zero=3, offload="all"), gpus(1, 24, host=64), "--method lora would make it fit"),
         (chosen(131072, method="qlora", zero=0), gpus(1, 50), "--offload-activations would make it fit"),
