@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from longrope.exceptions import UnsupportedModelError
+from longrope.files import let_others_read
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_SUFFIX = ".safetensors"
@@ -94,6 +95,7 @@ def write_weights(model: Any, folder: Path, state_dict: Mapping[str, torch.Tenso
     try:
         model.save_pretrained(written, state_dict=cast, max_shard_size=MAX_SHARD_SIZE)
         for path in weight_files(written):
+            let_others_read(path)
             path.replace(folder / path.name)
     finally:
         model.generation_config = settings

@@ -18,6 +18,7 @@ import torch
 from longrope.exceptions import SettingsError
 from longrope.export.extended import as_schedule
 from longrope.export.folder import whole_folder
+from longrope.files import let_others_read
 from longrope.finetune.settings import AdapterSettings
 from longrope.model.load import ModelSource, fingerprint
 from longrope.model.rope_config import SCHEDULE_FILE
@@ -189,6 +190,7 @@ def save_adapter(
         config.save_pretrained(written)
         metadata = {"format": "pt", BASE_KEY: fingerprint(folder)}
         save_file(weights, written / "adapter_model.safetensors", metadata=metadata)
+        let_others_read(written / "adapter_model.safetensors")
         schedule.save(written / SCHEDULE_FILE)
     return output
 

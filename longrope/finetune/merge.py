@@ -23,7 +23,7 @@ from longrope.export.folder import refuse_occupied
 from longrope.export.huggingface import Exported, export_folder
 from longrope.export.recipe import model_name
 from longrope.export.weights import INDEX_FILE, NewWeights, weight_files
-from longrope.files import write_text_atomically
+from longrope.files import let_others_read, write_text_atomically
 from longrope.finetune.adapters import BASE_KEY
 from longrope.model.load import DTYPES, ModelSource, fingerprint
 from longrope.model.rope_config import SCHEDULE_FILE
@@ -206,6 +206,7 @@ def _write(adapter: Adapter, model: Path, config: Any, dtype: torch.dtype | None
                 weights[name] = merged.to(dtype or weight.dtype) if weight.is_floating_point() else merged
                 total += weights[name].nbytes
         save_file(weights, output / path.name, metadata=metadata or {"format": "pt"})
+        let_others_read(output / path.name)
     if missing:
         _check_tied(adapter, config, missing)
     index = model / INDEX_FILE

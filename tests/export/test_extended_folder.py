@@ -49,6 +49,9 @@ def test_weights_of_memory_and_the_rest_of_the_model(
     assert exported.schedule.factors_for(256) == factors(model_type)
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 256
     assert "tokens. Trained.\n" in (tmp_path / "out" / "README.md").read_text()
+    assert {path.stat().st_mode for path in (tmp_path / "out").iterdir() if path.suffix == ".safetensors"} == {
+        (tmp_path / "out" / "longrope.json").stat().st_mode
+    }
 
 
 def test_schedules_and_n_hat_are_kept(make_tiny_model: Make, tmp_path: Path) -> None:

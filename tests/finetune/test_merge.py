@@ -78,6 +78,11 @@ def test_the_folder_is_that_of_the_model_but_for_weights_and_factors(tmp_path: P
     assert not (merged / "adapter_config.json").exists()
     card = (merged / "README.md").read_text()
     assert "with a LoRA adapter folded in" in card
+    # safetensors writes files for their owner alone; models are shared.
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    assert (saved / "adapter_model.safetensors").stat().st_mode == usual
+    assert (merged / "model.safetensors").stat().st_mode == usual
     assert "longrope merge adapter --base model --dtype auto --output FOLDER" in card
 
 
