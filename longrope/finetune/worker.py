@@ -52,11 +52,13 @@ def train(folder: str | Path, device: str) -> None:
     settings = record.settings
     precision = choose_precision(settings, device)
     kernel = choose_kernel(settings, precision, device)
-    args = training_arguments(settings, world, precision, kernel, device)  # before the model: ZeRO 3 loads it in parts
-
     source = ModelSource(
         settings.model, settings.revision, attention=kernel, trust_remote_code=settings.trust_remote_code
     )
+    # Before ZeRO 3 is known to transformers, which from then on makes every model in parts, also one without weights.
+    flops = TrainingFlops.of(ModelShape.of(source.load_config(), settings.adapter), settings)
+    args = training_arguments(settings, world, precision, kernel, device)
+
     tokenizer = source.load_tokenizer()
     rope = read_rope(source.load_config(), source.folder())
     policy = training_policy(rope, settings.factors, settings.seq_length)
@@ -82,7 +84,7 @@ def train(folder: str | Path, device: str) -> None:
         folder,
         tokens=settings.global_batch * settings.seq_length,
         devices=world.size,
-        model_flops=TrainingFlops.of(ModelShape.of(source.load_config(), settings.adapter), settings).model,
+        model_flops=flops.model,
         peak=peak_flops(Hardware.here().name, precision.name),
     )
     sealing = _Sealing(checkpoints, record.run, settings.save_limit)
@@ -122,6 +124,10 @@ class _Sealing(TrainerCallback):
     def __init__(self, folder: Path, run: str, limit: int) -> None:
         self._folder, self._run, self._limit = folder, run, limit
         self.trainer: SegmentTrainer | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A resumed run may save and log at other steps than the checkpoint says.
+        state.compute_steps(args, args.max_steps)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.trainer is not None
