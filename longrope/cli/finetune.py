@@ -55,7 +55,8 @@ def finetune(
     lora_alpha: Annotated[int, typer.Option(help="Adapters are scaled by alpha / rank.", rich_help_panel=_METHOD)] = 16,
     lora_targets: Annotated[
         str,
-        typer.Option(help="Layers that get an adapter, comma-separated.", rich_help_panel=_METHOD),
+        typer.Option(help="Layers that get an adapter, comma-separated, or all-linear; by default all of attention, as the model "
+            "calls them.", rich_help_panel=_METHOD),
     ] = "q_proj,k_proj,v_proj,o_proj",
     plain_lora: Annotated[
         bool,
@@ -70,7 +71,7 @@ def finetune(
         typer.Option(help="full, or LongLoRA's shifted-sparse while training.", rich_help_panel=_METHOD),
     ] = "full",
     group: Annotated[
-        str, typer.Option(help="Tokens of a group of shifted-sparse [a quarter of a segment].", rich_help_panel=_METHOD)
+        str, typer.Option(help="Tokens of a group of shifted-sparse (a quarter of a segment).", rich_help_panel=_METHOD)
     ] = "",
     kernel: Annotated[
         str,
@@ -102,7 +103,7 @@ def finetune(
         ),
     ] = False,
     tile_mlp: Annotated[
-        str, typer.Option(help="Tokens that pass an MLP at a time [all].", rich_help_panel=_MEMORY)
+        str, typer.Option(help="Tokens that pass an MLP at a time (all).", rich_help_panel=_MEMORY)
     ] = "",
     tile_loss: Annotated[
         str, typer.Option(help="Tokens whose logits exist at a time [128 MiB of logits].", rich_help_panel=_MEMORY)
@@ -111,7 +112,7 @@ def finetune(
         str, typer.Option(help="auto, none (this process), torchrun or ray.", rich_help_panel=_LAUNCH)
     ] = "auto",
     gpus: Annotated[
-        int | None, typer.Option(help="GPUs of each node [all]; processes on a CPU.", rich_help_panel=_LAUNCH)
+        int | None, typer.Option(help="GPUs of each node (all); processes on a CPU (1).", rich_help_panel=_LAUNCH)
     ] = None,
     nodes: Annotated[int, typer.Option(help="Machines, by Ray.", rich_help_panel=_LAUNCH)] = 1,
     ray_address: Annotated[
@@ -122,7 +123,7 @@ def finetune(
     ] = 3,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.", rich_help_panel=_LAUNCH)] = "auto",
     save_steps: Annotated[
-        int, typer.Option(help="Steps between checkpoints; 0 for none.", rich_help_panel=_WATCH)
+        int, typer.Option(help="Steps between checkpoints; 0 for the last only.", rich_help_panel=_WATCH)
     ] = 50,
     save_limit: Annotated[int, typer.Option(help="Newest checkpoints to keep.", rich_help_panel=_WATCH)] = 2,
     resume: Annotated[
@@ -131,7 +132,7 @@ def finetune(
     log_steps: Annotated[int, typer.Option(help="Steps between lines.", rich_help_panel=_WATCH)] = 1,
     report_to: Annotated[
         str,
-        typer.Option(help="tensorboard, wandb, trackio, ...; comma-separated [none].", rich_help_panel=_WATCH),
+        typer.Option(help="tensorboard, wandb, trackio, ...; comma-separated (none).", rich_help_panel=_WATCH),
     ] = "",
     held_out: Annotated[
         str | None,
@@ -141,7 +142,7 @@ def finetune(
     ] = None,
     held_out_lengths: Annotated[
         str,
-        typer.Option(help="Lengths to measure, 4k,128k [pretraining and training length].", rich_help_panel=_WATCH),
+        typer.Option(help="Lengths to measure, such as 4k,128k (pretraining and training length).", rich_help_panel=_WATCH),
     ] = "",
     held_out_samples: Annotated[
         int, typer.Option(help="Documents to measure, as long as the longest length.", rich_help_panel=_WATCH)

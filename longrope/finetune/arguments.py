@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from longrope.finetune.deepspeed_config import deepspeed_config, prepare_cpu
+from longrope.finetune.meeting import LONGEST_WAIT
 from longrope.finetune.precision import Precision
 from longrope.finetune.run_record import CHECKPOINTS
 from longrope.finetune.settings import FinetuneSettings
@@ -63,14 +64,15 @@ def training_arguments(
         logging_steps=settings.log_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,  # a loss that is no number is to be seen
-        save_strategy="steps" if settings.save_steps else "no",
-        save_steps=settings.save_steps or settings.steps,
+        save_strategy="steps",
+        save_steps=settings.save_steps or settings.steps,  # the last step is saved in any case
         seed=settings.seed,
         report_to=list(settings.report_to) or "none",
         ignore_data_skip=True,  # the data set goes on by itself, which sequence parallelism needs
         remove_unused_columns=False,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
+        ddp_timeout=int(LONGEST_WAIT.total_seconds()),
         **options,
     )
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from longrope.exceptions import SettingsError
+from longrope.finetune.meeting import LONGEST_WAIT
 from longrope.finetune.settings import FinetuneSettings
 from longrope.shipped import shipped
 
@@ -45,7 +46,7 @@ def prepare_cpu() -> None:
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     try:
-        PartialState(backend="gloo")
+        PartialState(backend="gloo", timeout=LONGEST_WAIT)
     finally:
         del os.environ["ACCELERATE_USE_DEEPSPEED"]
 

@@ -71,6 +71,10 @@ class HeldOut(TrainerCallback):
         self._together = together
         self._autocast = autocast
         self._file = folder / HELD_OUT_FILE
+        # Where a process holds less than one key-value head, Ulysses changes these in training, and leaves them so.
+        self._groups = {
+            module: module.num_key_value_groups for module in model.modules() if hasattr(module, "num_key_value_groups")
+        }
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0 and "before" not in read_held_out(self._file.parent):
@@ -83,6 +87,8 @@ class HeldOut(TrainerCallback):
     def _measure(self, name: str, args: Any, state: Any) -> None:
         training = self._model.training
         self._model.eval()
+        for module, groups in self._groups.items():
+            module.num_key_value_groups = groups
         passes = [(length, index) for length in sorted(self._lengths) for index in range(len(self._samples))]
         mine = passes if self._together else passes[args.process_index :: args.world_size]
         device = args.device.type

@@ -20,8 +20,8 @@ class LaunchSettings:
     """Where a run is trained. None of it changes the result.
 
     Attributes:
-        launcher: ``none`` is this process alone; ``auto`` is ``none`` for one process and where torchrun or the
-            deepspeed launcher started this one, ``ray`` for several nodes, and ``torchrun`` otherwise.
+        launcher: ``none`` is this process alone; ``auto`` is ``none`` for one process without DeepSpeed and where
+            torchrun or the deepspeed launcher started this one, ``ray`` for several nodes, and ``torchrun`` otherwise.
         gpus: of each node; all that are visible when not given. On a CPU, processes.
         nodes: machines.
         ray_address: an existing cluster, ``auto`` or ``host:port``; RAY_ADDRESS when not given.
@@ -68,11 +68,12 @@ class LaunchSettings:
             raise SettingsError("device cuda was asked for, but torch sees no GPU; use --device cpu")
         return self.device
 
-    def resolve(self, visible_gpus: int) -> Plan:
+    def resolve(self, visible_gpus: int, zero: int | None = None) -> Plan:
         """Fill in what was left open.
 
         Args:
             visible_gpus: GPUs of this machine that torch sees.
+            zero: the stage that was asked for. DeepSpeed needs a launcher for one process too.
 
         Raises:
             SettingsError: if the launcher cannot do what was asked for.
@@ -84,19 +85,23 @@ class LaunchSettings:
                     f"launcher {self.launcher!r} was asked for, but this process was started by a launcher already "
                     "(RANK is set); leave --launcher away"
                 )
-            return Plan("none", present.size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+            # torchrun and Ray Train say the first, the deepspeed launcher the second.
+            local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", "1")
+            return Plan("none", present.size, int(local))
         cluster = self.ray_address or os.environ.get("RAY_ADDRESS")
         per_node = self.gpus if self.gpus is not None else max(visible_gpus, 1)
         processes = per_node * self.nodes
         launcher = self.launcher
         if launcher == "auto":
-            launcher = "none" if processes == 1 else "torchrun"
+            launcher = "none" if processes == 1 and not zero else "torchrun"
             if self.nodes > 1 or self.ray_address is not None:
                 launcher = "ray"
         if launcher == "none" and processes > 1 and (self.gpus is not None or self.nodes > 1):
             raise SettingsError(
                 f"launcher none is one process, but {processes} were asked for; use torchrun or ray, or --gpus 1"
             )
+        if launcher == "none" and zero:
+            raise SettingsError(f"launcher none starts no DeepSpeed, which zero {zero} needs; leave --launcher away")
         if launcher == "torchrun" and self.nodes > 1:
             raise SettingsError(
                 f"nodes is {self.nodes}, which this command cannot reach by torchrun; use --launcher ray, or start the "

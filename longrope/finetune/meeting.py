@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 
 import torch
 
 from longrope.exceptions import InvalidInputError, LongRopeError
 from longrope.finetune.world import World
+
+LONGEST_WAIT = timedelta(hours=2)
+"""How long processes wait for each other: while the first one downloads a model, or writes one of 70B to slow storage.
+
+A process that dies is noticed at once, by whoever started it.
+"""
 
 
 def first_alone(world: World, device: str, work: Callable[[], None]) -> None:
@@ -22,7 +29,7 @@ def first_alone(world: World, device: str, work: Callable[[], None]) -> None:
     if world.size > 1 and not torch.distributed.is_initialized():
         if device == "cuda":
             torch.cuda.set_device(world.local_rank)
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=LONGEST_WAIT)
     failed: LongRopeError | None = None
     if world.rank == 0:
         try:

@@ -35,7 +35,7 @@ def choose_precision(settings: FinetuneSettings, device: str) -> Precision:
     themselves must be float32, or the small steps of fine-tuning are lost in rounding; frozen ones need not.
 
     Args:
-        device: ``cuda`` or ``cpu``.
+        device: ``cuda`` or ``cpu``. Where this machine has no GPU itself, those of the cluster are taken to have bf16.
 
     Raises:
         SettingsError: if the device cannot compute in the precision asked for.
@@ -44,10 +44,10 @@ def choose_precision(settings: FinetuneSettings, device: str) -> Precision:
     if name == "auto":
         name = "fp32"
         if device == "cuda":
-            name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+            name = "bf16" if _has_bf16() else "fp16"
     if name == "fp16" and device == "cpu":
         raise SettingsError("precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
-    if name == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if name == "bf16" and device == "cuda" and not _has_bf16():
         raise SettingsError("precision bf16 needs a GPU of compute capability 8.0 or higher; use fp16")
     half = _DTYPES[name]
     if name == "fp32":
@@ -55,6 +55,10 @@ def choose_precision(settings: FinetuneSettings, device: str) -> Precision:
     if settings.zero == 0 and settings.method == "full":
         return Precision(name, torch.float32, half)
     return Precision(name, half, half if settings.zero == 0 else None)
+
+
+def _has_bf16() -> bool:
+    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def choose_kernel(settings: FinetuneSettings, precision: Precision, device: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from longrope.exceptions import InvalidInputError, RunFailedError
 from longrope.finetune.failure import raise_failure, report_failure
 from longrope.finetune.launch import Plan
+from longrope.finetune.meeting import LONGEST_WAIT
 from longrope.search.room import usable_cpus
 
 
@@ -46,6 +47,7 @@ def run_by_ray(folder: Path, device: str, plan: Plan) -> None:
             raise RunFailedError(f"cannot reach Ray: {' '.join(str(error).split())}") from error
     trainer = train.torch.TorchTrainer(
         _work,
+        torch_config=train.torch.TorchConfig(timeout_s=int(LONGEST_WAIT.total_seconds())),
         train_loop_config={"folder": str(folder), "device": device},
         scaling_config=train.ScalingConfig(
             num_workers=plan.processes,
@@ -75,7 +77,9 @@ def _work(config: dict[str, Any]) -> None:
     from longrope.finetune.worker import train
 
     folder = Path(config["folder"])
+    raise_failure(folder)  # of an earlier attempt: what the user got wrong, which no further attempt would mend
     try:
         train(folder, config["device"])
-    except InvalidInputError as error:  # which no further attempt would mend
+    except InvalidInputError as error:
         report_failure(folder, error)
+        raise  # or the other processes would wait for this one

@@ -71,7 +71,7 @@ def finetune(
     """
     launching = launching or LaunchSettings()
     device = launching.choose_device()
-    plan = launching.resolve(torch.cuda.device_count() if device == "cuda" else 0)
+    plan = launching.resolve(torch.cuda.device_count() if device == "cuda" else 0, settings.zero)
     settings = settings.on(plan.processes)
     folder = Path(settings.output).resolve()
 

@@ -18,7 +18,7 @@ CHECKPOINTS = "checkpoints"
 MODEL = "model"
 ADAPTER = "adapter"
 
-# What a resumed run may do differently, since the trained weights stay the same.
+# What a resumed run may do differently, since the trained weights stay the same. Workers read it from the record.
 _FREE = ("output", "save_steps", "save_limit", "log_steps", "report_to", "held_out", "factors")
 
 
@@ -71,19 +71,21 @@ def open_run(settings: FinetuneSettings, fingerprint: str, versions: dict[str, s
             )
         record = RunRecord.read(folder)
         _check_same(record, settings, fingerprint)
-        return record
+        return _write(RunRecord(record.run, fingerprint, settings), versions)
     if folder.exists() and any(path.name != "logs" for path in folder.iterdir()):
         raise RunExistsError(f"output folder {folder} is not empty and holds no fine-tuning run; choose another")
-    record = RunRecord(uuid.uuid4().hex[:16], fingerprint, settings)
-    folder.mkdir(parents=True, exist_ok=True)
+    return _write(RunRecord(uuid.uuid4().hex[:16], fingerprint, settings), versions)
+
+
+def _write(record: RunRecord, versions: dict[str, str]) -> RunRecord:
     data: dict[str, Any] = {
         "kind": "finetune",
         "run": record.run,
-        "fingerprint": fingerprint,
-        "settings": asdict(settings),
+        "fingerprint": record.fingerprint,
+        "settings": asdict(record.settings),
         "versions": versions,
     }
-    write_text_atomically(folder / RUN_FILE, json.dumps(data, indent=2) + "\n")
+    write_text_atomically(Path(record.settings.output) / RUN_FILE, json.dumps(data, indent=2) + "\n")
     return record
 
 

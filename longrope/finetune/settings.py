@@ -104,7 +104,7 @@ class FinetuneSettings:
         attention: ``full``, or LongLoRA's ``shifted-sparse`` while training.
         group: tokens of an attention group of shifted-sparse; a quarter of the segment when 0.
         kernel: what computes attention; ``auto`` takes FlashAttention where it is installed and the GPU has it.
-        save_steps: steps between checkpoints; 0 for none but the last.
+        save_steps: steps between checkpoints; 0 for none but that of the last step, which there always is.
         save_limit: newest checkpoints that are kept.
     """
 

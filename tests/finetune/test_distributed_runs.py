@@ -75,11 +75,11 @@ def train(folder: Path, processes: int, worker: list[str] | None = None) -> bool
     return done.returncode == 0
 
 
-def started(settings: FinetuneSettings) -> Path:
-    """The folder of a run that is recorded and not yet trained."""
+def started(settings: FinetuneSettings, resume: bool = False) -> Path:
+    """The folder of a run that is recorded and not yet trained, or to be trained on."""
     plan = LaunchSettings(gpus=2, launcher="torchrun").resolve(0)
     checked = check(settings, plan, "cpu", lambda line: None)
-    open_run(checked.settings, checked.fingerprint, {}, False)
+    open_run(checked.settings, checked.fingerprint, {}, resume)
     (Path(settings.output) / "factors.json").write_text(checked.factors)
     return Path(settings.output)
 
@@ -125,6 +125,15 @@ def test_a_run_whose_processes_were_killed_goes_on(
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["checkpoint-2", "checkpoint-4"]
     assert train(folder, 2)
     assert_same_training(folder, uninterrupted(way))
+
+
+def test_a_run_goes_on_with_other_checkpoints(settings_of: Callable[[str, str], FinetuneSettings]) -> None:
+    settings = replace(settings_of("one", "other checkpoints"), steps=4, save_steps=1)
+    folder = started(settings)
+    assert not train(folder, 1, [str(killed_worker.__file__), str(folder), "cpu", "2"])
+    started(replace(settings, save_steps=0), resume=True)
+    assert train(folder, 1)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["checkpoint-1", "checkpoint-4"]
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own

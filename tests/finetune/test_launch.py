@@ -9,7 +9,7 @@ from longrope.finetune.world import World
 
 @pytest.fixture(autouse=True)
 def nobody_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "RAY_ADDRESS"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -44,6 +44,21 @@ def test_a_process_that_was_launched_starts_no_others(monkeypatch: pytest.Monkey
     assert World.from_environment() == World(3, 1, 16, launched=True)
     with pytest.raises(SettingsError, match="started by a launcher already"):
         LaunchSettings(launcher="torchrun").resolve(8)
+
+
+@pytest.mark.parametrize("name", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])
+def test_launchers_say_how_many_processes_a_machine_has(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for each, value in (("RANK", "0"), ("WORLD_SIZE", "16"), (name, "8")):
+        monkeypatch.setenv(each, value)
+    assert LaunchSettings().resolve(8).per_node == 8
+
+
+def test_deepspeed_has_a_launcher_for_one_process_too() -> None:
+    plan = LaunchSettings(gpus=1).resolve(8, zero=2)
+    assert (plan.launcher, plan.processes) == ("torchrun", 1)
+    assert LaunchSettings(gpus=1).resolve(8, zero=0).launcher == "none"
+    with pytest.raises(SettingsError, match="which zero 2 needs; leave --launcher away"):
+        LaunchSettings(launcher="none").resolve(1, zero=2)
 
 
 @pytest.mark.parametrize(

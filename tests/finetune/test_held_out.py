@@ -1,0 +1,48 @@
+"""Perplexity before and after training, on the model that is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import LENGTH, WINDOW, write_factors
+from transformers import PreTrainedModel
+
+from longrope.data.samples import Sample
+from longrope.finetune.held_out import HeldOut, read_held_out
+from longrope.finetune.policy import training_policy
+from longrope.model.attach import attach
+from longrope.model.rope_config import read_rope
+
+ARGS = SimpleNamespace(process_index=0, world_size=1, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_what_training_leaves_on_the_model_changes_no_measurement(
+    together: bool, make_tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    model = make_tiny_model().train()
+    policy = training_policy(read_rope(model.config), write_factors(tmp_path / "factors.json"), LENGTH)
+    attachment = attach(model, policy)
+    attachment.pin(LENGTH)
+    samples = [Sample(str(seed), np.random.default_rng(seed).integers(3, 128, LENGTH)) for seed in range(2)]
+    held_out = HeldOut(attachment, model, samples, (WINDOW, LENGTH), LENGTH, together, None, tmp_path)
+    state = SimpleNamespace(global_step=0, max_steps=2, is_world_process_zero=True)
+    held_out.on_train_begin(ARGS, state, None)
+    for module in model.modules():  # Ulysses does so where a process holds less than one key-value head
+        if hasattr(module, "num_key_value_groups"):
+            module.num_key_value_groups = 1
+    state.global_step = 1
+    held_out.on_train_end(ARGS, state, None)
+    assert "after" not in read_held_out(tmp_path)  # stopped before its end
+    state.global_step = 2
+    held_out.on_train_end(ARGS, state, None)
+    measured = read_held_out(tmp_path)
+    assert measured["after"] == measured["before"]
+    assert set(measured["after"]) == {str(WINDOW), str(LENGTH)}
+    assert model.training
+    assert attachment.is_pinned

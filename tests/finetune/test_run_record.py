@@ -1,0 +1,42 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from longrope.exceptions import RunExistsError, SettingsError
+from longrope.finetune.run_record import RunRecord, open_run
+from longrope.finetune.settings import FinetuneSettings, HeldOutSettings
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> FinetuneSettings:
+    """Settings of a run in a folder that is not there yet."""
+    return FinetuneSettings(model="m", factors="f", data="d", output=str(tmp_path / "run"), seq_length=128)
+
+
+def test_a_resumed_run_reports_and_saves_as_it_is_told_now(settings: FinetuneSettings, tmp_path: Path) -> None:
+    first = open_run(settings, "weights", {}, False)
+    now = replace(settings, save_steps=7, report_to=("tensorboard",), held_out=HeldOutSettings(source="books"))
+    again = open_run(now, "weights", {}, True)
+    assert again == RunRecord.read(tmp_path / "run") == RunRecord(first.run, "weights", now)
+
+
+def test_a_run_whose_folder_was_moved_goes_on_there(settings: FinetuneSettings, tmp_path: Path) -> None:
+    first = open_run(settings, "weights", {}, False)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    open_run(replace(settings, output=str(tmp_path / "moved")), "weights", {}, True)
+    record = RunRecord.read(tmp_path / "moved")
+    assert record.run == first.run
+    assert record.settings.output == str(tmp_path / "moved")
+
+
+def test_a_record_is_kept_when_the_run_is_refused(settings: FinetuneSettings, tmp_path: Path) -> None:
+    open_run(settings, "weights", {}, False)
+    before = (tmp_path / "run" / "run.json").read_text()
+    with pytest.raises(SettingsError, match="started with steps 400, not 10"):
+        open_run(replace(settings, steps=10, warmup=0), "weights", {}, True)
+    with pytest.raises(SettingsError, match="other weights or factors"):
+        open_run(settings, "others", {}, True)
+    with pytest.raises(RunExistsError, match="by --resume"):
+        open_run(settings, "weights", {}, False)
+    assert (tmp_path / "run" / "run.json").read_text() == before
