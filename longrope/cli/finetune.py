@@ -55,8 +55,11 @@ def finetune(
     lora_alpha: Annotated[int, typer.Option(help="Adapters are scaled by alpha / rank.", rich_help_panel=_METHOD)] = 16,
     lora_targets: Annotated[
         str,
-        typer.Option(help="Layers that get an adapter, comma-separated, or all-linear; by default all of attention, as the model "
-            "calls them.", rich_help_panel=_METHOD),
+        typer.Option(
+            help="Layers that get an adapter, comma-separated, or all-linear; by default all of attention, as the model "
+            "calls them.",
+            rich_help_panel=_METHOD,
+        ),
     ] = "q_proj,k_proj,v_proj,o_proj",
     plain_lora: Annotated[
         bool,
@@ -142,7 +145,9 @@ def finetune(
     ] = None,
     held_out_lengths: Annotated[
         str,
-        typer.Option(help="Lengths to measure, such as 4k,128k (pretraining and training length).", rich_help_panel=_WATCH),
+        typer.Option(
+            help="Lengths to measure, such as 4k,128k (pretraining and training length).", rich_help_panel=_WATCH
+        ),
     ] = "",
     held_out_samples: Annotated[
         int, typer.Option(help="Documents to measure, as long as the longest length.", rich_help_panel=_WATCH)

@@ -27,6 +27,7 @@ from longrope.rope.policy import RopePolicy
 
 BASE_KEY = "longrope_base_fingerprint"
 """What the metadata of the adapter file calls the fingerprint of the model that was trained."""
+ALL_LINEAR = "all-linear"
 _ATTENTION = ("self_attn", "attention")  # what transformers calls a layer's attention
 _NAME = "default"  # PEFT's, which it leaves out of names in files
 
@@ -91,6 +92,7 @@ def targets(model: Any, settings: AdapterSettings) -> tuple[str, ...]:
 
     Left at their default they are the layers of LongLoRA, the projections of attention, however many and whatever
     called the model has them: q_proj, k_proj, v_proj and o_proj in llama, qkv_proj and o_proj in phi3, ...
+    ``all-linear`` alone stands, as in PEFT, for every linear layer but the output projection.
 
     Raises:
         SettingsError: if the model has no linear layer of a name asked for.
@@ -101,11 +103,13 @@ def targets(model: Any, settings: AdapterSettings) -> tuple[str, ...]:
         found = {parts[-1] for parts in linear if len(parts) > 1 and parts[-2] in _ATTENTION}
         return tuple(sorted(found))
     names = {parts[-1] for parts in linear}
+    if settings.targets == (ALL_LINEAR,):
+        return tuple(sorted(names))
     unknown = [name for name in settings.targets if name not in names]
     if unknown:
         raise SettingsError(
             f"lora target {unknown[0]!r} is no linear layer of model type {model.config.model_type!r}; it has "
-            f"{', '.join(sorted(names))}"
+            f"{', '.join(sorted(names))}; {ALL_LINEAR} takes all of them"
         )
     return settings.targets
 

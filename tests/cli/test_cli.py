@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from tiny_search import InProcessPool, in_process
 from transformers import AutoModelForCausalLM
+from typer.main import get_command
 
 import longrope as package
+from longrope.cli.main import app
 from longrope.demo import corpus
 from longrope.rope.factors import RopeFactors
 from longrope.rope.policy import load_factors
@@ -41,7 +43,8 @@ def test_help_and_version_import_nothing_heavy() -> None:
     code = f"""
 import sys
 from longrope.cli.main import main
-for arguments in (["--help"], ["--version"], ["search", "--help"], ["readjust", "--help"], ["demo", "--help"], []):
+helps = [[*name, "--help"] for name in ([], ["search"], ["finetune"], ["readjust"], ["merge"], ["demo"])]
+for arguments in (*helps, ["--version"], []):
     sys.argv = ["longrope", *arguments]
     try:
         main()
@@ -53,6 +56,17 @@ print("loaded:", sorted({HEAVY!r} & sys.modules.keys()))
     assert printed.splitlines()[-1] == "loaded: []"
     assert "readjust" in printed
     assert "--target-length" in printed
+    assert "--seq-length" in printed
+
+
+def test_help_shows_all_of_its_words() -> None:
+    def parameters(command: Any) -> Iterator[Any]:
+        yield from command.params
+        for below in getattr(command, "commands", {}).values():
+            yield from parameters(below)
+
+    for parameter in parameters(get_command(app)):  # [all] is markup to rich, and not shown
+        assert not re.search(r"\[[a-z#/@]", getattr(parameter, "help", None) or ""), parameter.name
 
 
 @pytest.mark.parametrize("arguments", [("--version",), ("--debug", "--version")])

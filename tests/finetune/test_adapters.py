@@ -99,6 +99,8 @@ def test_half_precision_models_train_in_float32_and_pass_on_their_own_dtype(tmp_
 def test_targets_can_be_chosen_and_unknown_ones_are_refused(tmp_path: Path) -> None:
     model = load_model(save_model(tmp_path / "model"))
     assert targets(model, AdapterSettings(targets=("q_proj", "down_proj"))) == ("q_proj", "down_proj")
+    every = targets(model, AdapterSettings(targets=("all-linear",)))
+    assert every == ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
     with pytest.raises(SettingsError, match=r"'query' is no linear layer of model type 'llama'; it has down_proj, .*"):
         targets(model, AdapterSettings(targets=("query",)))
 
