@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from export_cases import Make, factors, logits_of, plain_transformers, save, two_windows
+from safetensors.torch import load_file
 
 from longrope.exceptions import RunExistsError, SettingsError
 from longrope.export.extended import save_extended
@@ -46,6 +47,9 @@ def test_weights_of_memory_and_the_rest_of_the_model(
     exported = save_extended(model, source, factors(model_type), tmp_path / "out", state_dict=state, told="Trained.")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*before, "README.md", "longrope.json"])
     assert torch.allclose(logits_of(plain_transformers(tmp_path / "out"), 200), expected, atol=1e-4)
+    # The names of published models, and tied weights once.
+    published, written = (set(load_file(tmp_path / name / "model.safetensors")) for name in ("model", "out"))
+    assert written == published
     assert exported.schedule.factors_for(256) == factors(model_type)
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 256
     assert "tokens. Trained.\n" in (tmp_path / "out" / "README.md").read_text()
@@ -82,7 +86,7 @@ def test_dtype_is_that_of_the_model_or_as_asked(make_tiny_model: Make, tmp_path:
 
 def test_odd_generation_settings_do_not_stop_it(make_tiny_model: Make, tmp_path: Path) -> None:
     source = save(make_tiny_model(), tmp_path / "model")
-    odd = {"do_sample": False, "temperature": 0.6, "bos_token_id": 1}  # transformers refuses to save these
+    odd = {"do_sample": False, "temperature": 0.6, "bos_token_id": 1}  # which transformers 5.20 refuses to save
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps(odd))
     model = trained(source)
     settings = model.generation_config
