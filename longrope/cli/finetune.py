@@ -56,8 +56,8 @@ def finetune(
     lora_targets: Annotated[
         str,
         typer.Option(
-            help="Layers that get an adapter, comma-separated, or all-linear; by default all of attention, as the model "
-            "calls them.",
+            help="Layers that get an adapter, comma-separated, or all-linear; by default those of attention, however "
+            "the model calls them.",
             rich_help_panel=_METHOD,
         ),
     ] = "q_proj,k_proj,v_proj,o_proj",

@@ -11,7 +11,7 @@ from longrope.finetune.activation_checkpointing import checkpoint_activations
 from longrope.finetune.adapters import add_adapters, quantization
 from longrope.finetune.precision import Precision
 from longrope.finetune.settings import FinetuneSettings
-from longrope.finetune.shifted_sparse import use_shifted_sparse
+from longrope.finetune.shifted_sparse import ShiftedSparseAttention, use_shifted_sparse
 from longrope.finetune.tiled_loss import tile_loss
 from longrope.finetune.tiled_mlp import tile_mlp
 from longrope.model.attach import Attachment, attach
@@ -27,11 +27,13 @@ class PreparedModel:
         model: the transformers model.
         trained: the same, or the adapters around it.
         attachment: the policy on it, pinned to the training length.
+        sparse: shifted sparse attention, where it was asked for.
     """
 
     model: Any
     trained: Any
     attachment: Attachment
+    sparse: ShiftedSparseAttention | None = None
 
 
 def prepare_model(
@@ -66,9 +68,10 @@ def extend_model(
     """
     attachment = attach(model, policy)
     attachment.pin(settings.seq_length)
-    memory = settings.memory
+    memory, sparse = settings.memory, None
     if settings.attention == "shifted-sparse":
-        use_shifted_sparse(model, settings.seq_length, settings.group, sp_rank=sp_rank, sp_size=settings.sp)
+        length, group = settings.seq_length, settings.group
+        sparse = use_shifted_sparse(model, length, group, sp_rank=sp_rank, sp_size=settings.sp)
     tile_loss(model, memory.tile_loss)
     if memory.tile_mlp:
         tile_mlp(model, memory.tile_mlp)
@@ -78,4 +81,24 @@ def extend_model(
     if settings.method != "full":
         kept = torch.float32 if settings.zero == 0 else precision.weights
         trained = add_adapters(model, settings.adapter, settings.method, trained_dtype=kept)
-    return PreparedModel(model, trained, attachment)
+    return PreparedModel(model, trained, attachment, sparse)
+
+
+def rehearse(config: Any, settings: FinetuneSettings, policy: RopePolicy, precision: Precision) -> None:
+    """Refuse what the model cannot have before its weights are loaded: the same is put on a model without any.
+
+    Args:
+        config: of a supported architecture; it is not changed.
+
+    Raises:
+        SettingsError: if something that was asked for is not installed, or the model cannot have it.
+        UnsupportedModelError: likewise.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    own = AutoConfig.for_model(**config.to_dict())  # of transformers' own class, also if code came with the model
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(own, dtype=precision.weights, attn_implementation="sdpa")
+    prepared = extend_model(model, settings, policy, precision)
+    if prepared.sparse is not None:  # which stands in a table that all models share
+        prepared.sparse.remove()

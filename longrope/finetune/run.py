@@ -24,6 +24,7 @@ from longrope.finetune.launch import LaunchSettings, Plan, launch
 from longrope.finetune.meeting import first_alone
 from longrope.finetune.policy import training_policy
 from longrope.finetune.precision import choose_kernel, choose_precision
+from longrope.finetune.prepare import rehearse
 from longrope.finetune.run_record import ADAPTER, CHECKPOINTS, FACTORS_FILE, MODEL, open_run
 from longrope.finetune.sequence_parallel import check_sequence_parallel
 from longrope.finetune.settings import FinetuneSettings
@@ -130,6 +131,7 @@ def check(settings: FinetuneSettings, plan: Plan, device: str, tell: Callable[[s
     World(size=plan.processes).accumulation(settings.global_batch, settings.micro_batch, settings.sp)
     deepspeed_config(settings)
     quantization(settings.method, precision.weights, settings.zero or 0)
+    rehearse(config, settings, policy, precision)
     _check_reporting(settings.report_to)
 
     tokenizer = source.load_tokenizer()

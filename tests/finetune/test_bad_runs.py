@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import rotary_dim
 from tiny_runs import LENGTH, tiny_settings, write_factors
 
 from longrope.exceptions import InvalidInputError
@@ -15,7 +16,7 @@ from longrope.finetune.checkpoints import Checkpoint, seal
 from longrope.finetune.launch import LaunchSettings
 from longrope.finetune.run import check, finetune
 from longrope.finetune.run_record import open_run
-from longrope.finetune.settings import FinetuneSettings, HeldOutSettings
+from longrope.finetune.settings import AdapterSettings, FinetuneSettings, HeldOutSettings, MemorySettings
 
 Given = Callable[..., FinetuneSettings]
 
@@ -81,6 +82,39 @@ def test_a_mixture_of_nothing(given: Given, tmp_path: Path, documents_file: Path
     (tmp_path / "documents.jsonl").write_bytes(documents_file.read_bytes())
     (tmp_path / "mixture.yaml").write_text(mixture)
     assert message in refused(given(data=str(tmp_path / "mixture.yaml")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention": "shifted-sparse", "group": 4 * LENGTH}, "group is 512 for segments of 128"),
+        ({"method": "lora", "adapter": AdapterSettings(targets=("query",))}, "'query' is no linear layer"),
+    ],
+)
+def test_what_the_model_cannot_have(given: Given, changes: dict[str, Any], message: str) -> None:
+    assert message in refused(given(**changes))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "message"),
+    [
+        ("deepseek_v3", {"attention": "shifted-sparse"}, "its keys and values are compressed"),
+        ("mixtral", {"memory": MemorySettings(tile_mlp=16)}, "has mixtures of experts"),
+    ],
+)
+def test_what_only_some_models_can_have(
+    given: Given,
+    tmp_path: Path,
+    make_tiny_model: Callable[..., Any],
+    tiny_tokenizer: Any,
+    model_type: str,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    for part in (make_tiny_model(model_type), tiny_tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    factors = write_factors(tmp_path / "factors.json", rotary_dim=rotary_dim(model_type))
+    assert message in refused(given(model=str(tmp_path / "model"), factors=str(factors), **changes))
 
 
 def test_qlora_without_what_it_needs(given: Given) -> None:
