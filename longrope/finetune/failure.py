@@ -7,6 +7,8 @@ import shutil
 import traceback
 from pathlib import Path
 
+import torch
+
 from longrope.exceptions import InvalidInputError, LongRopeError, RunFailedError
 from longrope.files import write_text_atomically
 from longrope.finetune.world import World
@@ -18,10 +20,9 @@ def report_failure(folder: Path, error: Exception) -> None:
     """Leave in the folder of the run what stopped this process."""
     reports = folder / _FOLDER
     reports.mkdir(exist_ok=True)
-    ours = isinstance(error, LongRopeError)
     report = {
         "invalid": isinstance(error, InvalidInputError),
-        "message": str(error) if ours else f"{type(error).__name__}: {' '.join(str(error).split())}",
+        "message": _message(error),
         "traceback": "".join(traceback.format_exception(error)),
     }
     write_text_atomically(reports / f"rank-{World.from_environment().rank}.json", json.dumps(report, indent=2))
@@ -48,3 +49,14 @@ def raise_failure(folder: Path) -> None:
     if first["invalid"]:
         raise InvalidInputError(first["message"])
     raise RunFailedError(f"training stopped: {first['message']} (all of it in {reports[0].parent})")
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, LongRopeError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "a GPU ran out of memory; --resume with --offload-activations, --tile-mlp 4k or a smaller --tile-loss, or "
+            "start anew with --sp, --zero 3, --offload or --method lora"
+        )
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from longrope.exceptions import SettingsError
-from longrope.finetune.failure import forget_failures, raise_failure
+from longrope.exceptions import LongRopeError, SettingsError
+from longrope.finetune.failure import forget_failures, raise_failure, report_failure
 from longrope.finetune.world import World
 
 LAUNCHERS = ("auto", "none", "torchrun", "ray")
@@ -145,6 +145,10 @@ def launch(folder: Path, device: str, plan: Plan) -> None:
     else:
         from longrope.finetune.worker import train
 
-        train(folder, device)
-        return
+        try:
+            train(folder, device)
+        except LongRopeError:
+            raise
+        except Exception as error:
+            report_failure(folder, error)
     raise_failure(folder)

@@ -18,8 +18,9 @@ CHECKPOINTS = "checkpoints"
 MODEL = "model"
 ADAPTER = "adapter"
 
-# What a resumed run may do differently, since the trained weights stay the same. Workers read it from the record.
-_FREE = ("output", "save_steps", "save_limit", "log_steps", "report_to", "held_out", "factors")
+# What a resumed run may do differently, since the trained weights stay the same, but for rounding. Workers read it from
+# the record. What saves memory is needed most by a run that stopped for the want of it.
+_FREE = ("output", "save_steps", "save_limit", "log_steps", "report_to", "held_out", "factors", "memory", "kernel")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -155,8 +156,10 @@ class FinetuneSettings:
             _at_least(name, getattr(self, name), 2 if name == "seq_length" else 1)
         for name in ("warmup", "weight_decay", "max_grad_norm", "group", "save_steps"):
             _at_least(name, getattr(self, name), 0)
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise SettingsError(f"lr is {self.learning_rate}; give a number above 0")
+        if not 0 <= self.seed < 1 << 32:
+            raise SettingsError(f"seed is {self.seed}; give a whole number from 0 to {(1 << 32) - 1}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise SettingsError(f"betas are {self.betas}; give two numbers from 0 to below 1")
         if self.zero not in (None, 0, 1, 2, 3):

@@ -40,6 +40,8 @@ def test_settings_survive_json() -> None:
         ({"warmup": 500}, "longer than the run of 400 steps"),
         ({"learning_rate": 0.0}, "lr is 0.0"),
         ({"learning_rate": float("nan")}, "lr is nan"),
+        ({"learning_rate": float("inf")}, "lr is inf"),
+        ({"seed": -1}, "seed is -1"),
         ({"betas": (0.9, 1.0)}, "betas are"),
         ({"zero": 4}, "zero is 4"),
         ({"zero": 0, "offload": "optimizer"}, "add --zero 2 or --zero 3"),

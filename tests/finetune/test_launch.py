@@ -1,9 +1,12 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from longrope.exceptions import SettingsError
-from longrope.finetune.launch import LaunchSettings
+from longrope.exceptions import RunFailedError, SettingsError
+from longrope.finetune import worker
+from longrope.finetune.launch import LaunchSettings, Plan, launch
 from longrope.finetune.world import World
 
 
@@ -91,3 +94,22 @@ def test_processes_that_cannot_share_are_refused() -> None:
         World(size=8).replicas(3)
     with pytest.raises(SettingsError, match=r"global-batch is 6 .* give a multiple of 4"):
         World(size=8).accumulation(6, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("tried to allocate"), "training stopped: a GPU ran out of memory; --resume with --off"),
+        (ValueError("no\nsuch thing"), r"training stopped: ValueError: no such thing \(all of it in .*failures\)"),
+    ],
+)
+def test_what_stops_training_in_this_process_is_one_line(
+    error: Exception, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(folder: Path, device: str) -> None:
+        raise error
+
+    monkeypatch.setattr(worker, "train", train)
+    with pytest.raises(RunFailedError, match=message):
+        launch(tmp_path, "cpu", Plan("none", 1))
+    assert "Traceback" in (tmp_path / "failures" / "rank-0.json").read_text()
