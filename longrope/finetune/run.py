@@ -83,6 +83,7 @@ def finetune(
         checkpoint = newest_checkpoint(folder / CHECKPOINTS, record.run, processes)
         write_text_atomically(folder / FACTORS_FILE, checked.factors)
         if checkpoint is not None:
+            checked.stream.load_state_dict(checkpoint.stream)  # refuses other data
             tell(f"going on from step {checkpoint.step} of {settings.steps}")
 
     first_alone(World.from_environment(), device, prepare)
@@ -100,11 +101,13 @@ class Checked:
         settings: with absolute paths, and the hub model's commit.
         fingerprint: of the weights and the factors.
         factors: content of the factor file.
+        stream: of the data.
     """
 
     settings: FinetuneSettings
     fingerprint: str
     factors: str
+    stream: SegmentStream
 
 
 def check(settings: FinetuneSettings, plan: Plan, device: str, tell: Callable[[str], None]) -> Checked:
@@ -136,7 +139,8 @@ def check(settings: FinetuneSettings, plan: Plan, device: str, tell: Callable[[s
 
     tokenizer = source.load_tokenizer()
     mixture = read_mixture(settings.data, field=settings.field, split=settings.split)
-    next(SegmentStream(mixture, tokenizer, settings.seq_length, settings.seed))
+    stream = SegmentStream(mixture, tokenizer, settings.seq_length, settings.seed)
+    next(stream)
     if settings.held_out.source is not None:
         lengths = held_out_lengths(settings, rope.original_length)
         longest = policy.windows[-1].max_length
@@ -162,7 +166,7 @@ def check(settings: FinetuneSettings, plan: Plan, device: str, tell: Callable[[s
         output=str(output),
         held_out=held_out,
     )
-    return Checked(resolved, digest, factors)
+    return Checked(resolved, digest, factors, stream)
 
 
 def _check_reporting(names: tuple[str, ...]) -> None:

@@ -19,8 +19,10 @@ MODEL = "model"
 ADAPTER = "adapter"
 
 # What a resumed run may do differently, since the trained weights stay the same, but for rounding. Workers read it from
-# the record. What saves memory is needed most by a run that stopped for the want of it.
-_FREE = ("output", "save_steps", "save_limit", "log_steps", "report_to", "held_out", "factors", "memory", "kernel")
+# the record. What saves memory is needed most by a run that stopped for the want of it. Model, factors and data may lie
+# elsewhere: the fingerprint and the state of the data in a checkpoint say whether they are the same.
+_FREE = ("output", "save_steps", "save_limit", "log_steps", "report_to", "held_out", "memory", "kernel")
+_PLACES = ("model", "factors", "data")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def _write(record: RunRecord, versions: dict[str, str]) -> RunRecord:
 def _check_same(record: RunRecord, settings: FinetuneSettings, fingerprint: str) -> None:
     before, now = asdict(record.settings), asdict(settings)
     for name, value in before.items():
-        if name not in _FREE and now[name] != value:
+        if name not in (*_FREE, *_PLACES) and now[name] != value:
             raise SettingsError(
                 f"the run in {settings.output} was started with {name.replace('_', '-')} {value}, not {now[name]}; "
                 "resume it with the same settings, or choose another output"

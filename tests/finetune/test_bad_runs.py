@@ -15,7 +15,7 @@ from longrope.exceptions import InvalidInputError
 from longrope.finetune.checkpoints import Checkpoint, seal
 from longrope.finetune.launch import LaunchSettings
 from longrope.finetune.run import check, finetune
-from longrope.finetune.run_record import open_run
+from longrope.finetune.run_record import RunRecord, open_run
 from longrope.finetune.settings import AdapterSettings, FinetuneSettings, HeldOutSettings, MemorySettings
 
 Given = Callable[..., FinetuneSettings]
@@ -167,6 +167,18 @@ def test_a_run_is_not_resumed_as_another(started: FinetuneSettings, changes: dic
 def test_a_run_is_not_resumed_with_other_factors(started: FinetuneSettings, tmp_path: Path) -> None:
     factors = write_factors(tmp_path / "others.json", attention_factor=1.3)
     assert "other weights or factors" in refused(replace(started, factors=str(factors)), resume=True)
+
+
+def test_a_run_is_not_resumed_with_other_data(started: FinetuneSettings, tmp_path: Path, documents_file: Path) -> None:
+    checked = check(started, LaunchSettings().resolve(0), "cpu", lambda line: None)
+    folder = Path(started.output) / "checkpoints" / "checkpoint-4"
+    folder.mkdir(parents=True)
+    seal(Checkpoint(folder, 4, checked.stream.state_dict()), RunRecord.read(Path(started.output)).run, 1)
+    other = tmp_path / "documents.jsonl"
+    other.write_text(documents_file.read_text() * 2)
+    (Path(started.output) / "factors.json").write_text(checked.factors)
+    message = refused(replace(started, data=str(other)), resume=True)
+    assert message.startswith("the data of the checkpoint was read with another mixture")
 
 
 def test_a_checkpoint_of_another_run(started: FinetuneSettings) -> None:

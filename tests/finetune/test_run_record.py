@@ -31,6 +31,12 @@ def test_a_run_whose_folder_was_moved_goes_on_there(settings: FinetuneSettings, 
     assert record.settings.output == str(tmp_path / "moved")
 
 
+def test_model_and_data_may_lie_elsewhere(settings: FinetuneSettings) -> None:
+    open_run(settings, "weights", {}, False)
+    moved = replace(settings, model="elsewhere/m", data="elsewhere/d")
+    assert open_run(moved, "weights", {}, True).settings == moved
+
+
 def test_a_record_is_kept_when_the_run_is_refused(settings: FinetuneSettings, tmp_path: Path) -> None:
     open_run(settings, "weights", {}, False)
     before = (tmp_path / "run" / "run.json").read_text()
