@@ -22,8 +22,6 @@ from longrope.finetune.run_record import open_run
 from longrope.finetune.settings import FinetuneSettings
 
 pytest.importorskip("deepspeed")
-# Runs are shared by the tests of this file, so they belong into one process.
-pytestmark = pytest.mark.xdist_group("distributed runs")
 
 WAYS = {
     "one": {"zero": 0},
@@ -124,6 +122,7 @@ def test_a_run_whose_processes_were_killed_goes_on(
     assert not (folder / "model").exists()
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["checkpoint-2", "checkpoint-4"]
     assert train(folder, 2)
+    assert first_steps(folder) == [1, 5]
     assert_same_training(folder, uninterrupted(way))
 
 
@@ -134,6 +133,7 @@ def test_a_run_goes_on_with_other_checkpoints(settings_of: Callable[[str, str], 
     started(replace(settings, save_steps=0), resume=True)
     assert train(folder, 1)
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["checkpoint-1", "checkpoint-4"]
+    assert first_steps(folder) == [1, 2]
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own
@@ -149,7 +149,13 @@ def test_ray_train_starts_killed_workers_anew(
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     settings = settings_of(way, f"ray {way}")
     finetune(settings, LaunchSettings(launcher="ray", gpus=2), tell=lambda line: None)
+    assert first_steps(Path(settings.output)) == [1, 5]
     assert_same_training(Path(settings.output), uninterrupted(way))
+
+
+def first_steps(run: Path) -> list[float]:
+    """The steps that processes began with: no speed is known of the first one."""
+    return [entry["step"] for entry in history(run) if "tokens_per_second" not in entry]
 
 
 def assert_same_training(resumed: Path, whole: Path) -> None:

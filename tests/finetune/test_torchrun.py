@@ -1,0 +1,42 @@
+"""A launcher that is ended ends what it started; whole runs are in test_distributed_runs.py."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import ENVIRONMENT
+
+_LAUNCHED = """
+import signal, sys
+
+def end(number, frame):
+    open(sys.argv[1], "w").write("ended")
+    sys.exit()
+
+signal.signal(signal.SIGTERM, end)
+print("trains", flush=True)
+while True:
+    signal.pause()
+"""
+_LAUNCHER = """
+import os, sys
+from longrope.finetune.torchrun import run_to_end
+
+run_to_end([sys.executable, "-c", sys.argv[1], sys.argv[2]], os.environ, sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_launcher_that_is_ended_ends_its_processes_and_waits_for_them(number: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _LAUNCHER, _LAUNCHED, str(tmp_path / "ended")]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "trains\n"
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode == (128 + number if number == signal.SIGTERM else -number)
+    assert (tmp_path / "ended").read_text() == "ended"
