@@ -48,3 +48,8 @@ def test_old_and_interrupted_checkpoints_go(checkpoints: Path) -> None:
     assert steps(checkpoints) == ["checkpoint-10", "checkpoint-2", "checkpoint-8", "checkpoint-notes"]
     remove_old(checkpoints, 2)
     assert steps(checkpoints) == ["checkpoint-10", "checkpoint-8", "checkpoint-notes"]
+
+
+def test_an_interrupted_checkpoint_takes_no_place_of_a_complete_one(checkpoints: Path) -> None:
+    remove_old(checkpoints, 2)
+    assert steps(checkpoints) == ["checkpoint-10", "checkpoint-8", "checkpoint-notes"]
