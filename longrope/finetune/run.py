@@ -133,7 +133,8 @@ def check(settings: FinetuneSettings, plan: Plan, device: str, tell: Callable[[s
     check_sequence_parallel(config, settings.sp, kernel, settings.seq_length)
     World(size=plan.processes).accumulation(settings.global_batch, settings.micro_batch, settings.sp)
     deepspeed_config(settings)
-    quantization(settings.method, precision.weights, settings.zero or 0)
+    if device == "cpu" or torch.cuda.is_available():  # the GPUs of a cluster are seen by its workers alone
+        quantization(settings.method, precision.weights, settings.zero or 0)
     rehearse(config, settings, policy, precision)
     _check_reporting(settings.report_to)
 

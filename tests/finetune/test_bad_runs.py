@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_models import rotary_dim
 from tiny_runs import LENGTH, tiny_settings, write_factors
 
 from longrope.exceptions import InvalidInputError
 from longrope.finetune.checkpoints import Checkpoint, seal
-from longrope.finetune.launch import LaunchSettings
+from longrope.finetune.launch import LaunchSettings, Plan
 from longrope.finetune.run import check, finetune
 from longrope.finetune.run_record import RunRecord, open_run
 from longrope.finetune.settings import AdapterSettings, FinetuneSettings, HeldOutSettings, MemorySettings
@@ -119,6 +120,12 @@ def test_what_only_some_models_can_have(
 
 def test_qlora_without_what_it_needs(given: Given) -> None:
     assert "qlora needs" in refused(given(method="qlora"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+def test_qlora_on_the_gpus_of_a_cluster(given: Given) -> None:
+    checked = check(given(method="qlora", zero=2), Plan("ray", 2, 2), "cuda", lambda line: None)
+    assert checked.settings.method == "qlora"
 
 
 def test_half_precision_that_a_cpu_has_not(given: Given) -> None:
