@@ -14,6 +14,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from longrope.demo import model_folder
 from longrope.finetune.settings import FinetuneSettings
@@ -58,27 +59,38 @@ def main() -> None:
         precision="fp32",
         save_steps=10,
     )
-    expected: list[list[float]] = []
-    print("| | launcher | losses, largest relative difference | gradient norms | seconds |\n|---|---|---|---|---|")
+    args.output.mkdir(parents=True, exist_ok=True)
+    journal = args.output / "results.jsonl"
+    known = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
     for name, (zero, sp, processes) in WAYS.items():
         for launcher in args.launchers if processes > 1 else ["none"]:
+            if any((entry["name"], entry["launcher"]) == (name, launcher) for entry in known):
+                continue
             output = args.output / f"{launcher}-{processes}-{zero}-{sp}"
             settings = replace(base, zero=zero, sp=sp, output=str(output))
-            started = time.perf_counter()
-            command = [sys.executable, "-c", _COMMAND, launcher, str(processes)]
-            environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
-            subprocess.run(
-                command, input=settings.to_json(), text=True, check=True, env=environment, capture_output=True
-            )
-            seconds = time.perf_counter() - started
-            state = json.loads((output / "checkpoints/checkpoint-10/trainer_state.json").read_text())
-            found = [[step[key] for step in state["log_history"] if key in step] for key in ("loss", "grad_norm")]
-            expected = expected or found
-            apart = [
-                max(abs(a / b - 1) for a, b in zip(ours, theirs, strict=True))
-                for ours, theirs in zip(found, expected, strict=True)
-            ]
-            print(f"| {name} | {launcher} | {apart[0]:.1e} | {apart[1]:.1e} | {seconds:.0f} |", flush=True)
+            known.append({"name": name, "launcher": launcher, **run(settings, launcher, processes)})
+            with journal.open("a") as stream:
+                stream.write(json.dumps(known[-1]) + "\n")
+            print(json.dumps(known[-1]), flush=True)
+    print("\n| | launcher | losses, largest relative difference | gradient norms | seconds |\n|---|---|---|---|---|")
+    for entry in known:
+        apart = [
+            max(abs(ours / theirs - 1) for ours, theirs in zip(entry[quantity], known[0][quantity], strict=True))
+            for quantity in ("loss", "grad_norm")
+        ]
+        print(f"| {entry['name']} | {entry['launcher']} | {apart[0]:.1e} | {apart[1]:.1e} | {entry['seconds']:.0f} |")
+
+
+def run(settings: FinetuneSettings, launcher: str, processes: int) -> dict[str, Any]:
+    """Losses and gradient norms of all steps, and the seconds from the command to its end."""
+    started = time.perf_counter()
+    command = [sys.executable, "-c", _COMMAND, launcher, str(processes)]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    subprocess.run(command, input=settings.to_json(), text=True, check=True, env=environment, capture_output=True)
+    seconds = time.perf_counter() - started
+    state = json.loads((Path(settings.output) / "checkpoints/checkpoint-10/trainer_state.json").read_text())
+    quantities = {key: [step[key] for step in state["log_history"] if key in step] for key in ("loss", "grad_norm")}
+    return {**quantities, "seconds": seconds}
 
 
 if __name__ == "__main__":
