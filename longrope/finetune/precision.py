@@ -12,6 +12,8 @@ from longrope.finetune.settings import FinetuneSettings
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
+_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -67,9 +69,14 @@ def choose_kernel(settings: FinetuneSettings, precision: Precision, device: str)
     Raises:
         SettingsError: if FlashAttention was asked for and cannot be used.
     """
-    flash = device == "cuda" and precision.name != "fp32" and find_spec("flash_attn") is not None
+    possible = device == "cuda" and precision.name != "fp32"
     if settings.kernel == "auto":
+        # FlashAttention needs compute capability 8.0, as bf16 does.
+        flash = possible and _has_bf16() and find_spec("flash_attn") is not None
         return "flash_attention_2" if flash else "sdpa"
-    if settings.kernel.startswith("flash") and (device != "cuda" or precision.name == "fp32"):
+    if settings.kernel in _PACKAGES and not possible:
         raise SettingsError(f"kernel {settings.kernel!r} needs a GPU and bf16 or fp16; use sdpa")
+    package = _PACKAGES.get(settings.kernel)
+    if package is not None and torch.cuda.is_available() and find_spec(package) is None:
+        raise SettingsError(f"kernel {settings.kernel!r} needs the package {package}, which is not installed; use sdpa")
     return settings.kernel

@@ -149,10 +149,14 @@ def check(settings: FinetuneSettings, plan: Plan, device: str, tell: Callable[[s
             raise SettingsError(f"held-out length {max(lengths)} is over the {longest} that the factors are meant for")
         held_out_samples(settings.held_out, tokenizer, lengths, settings.seed)
 
-    found = estimate(config, replace(settings, precision=precision.name), Hardware.here(plan.processes, plan.per_node))
-    for line in describe(found):
-        tell(line)
-    check_fits(found)
+    if device == "cuda" and not torch.cuda.is_available():  # those of the cluster, which this machine does not know
+        tell("memory and duration: not estimated, since this machine has no GPU")
+    else:
+        hardware = Hardware.here(plan.processes, plan.per_node, device)
+        found = estimate(config, replace(settings, precision=precision.name), hardware)
+        for line in describe(found):
+            tell(line)
+        check_fits(found)
 
     factors = Path(settings.factors).read_text(encoding="utf-8")
     digest = hashlib.sha256(f"{fingerprint(folder)}{factors}".encode()).hexdigest()[:16]

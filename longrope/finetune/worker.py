@@ -31,7 +31,8 @@ from longrope.finetune.run_record import CHECKPOINTS, RunRecord
 from longrope.finetune.trainer import SegmentTrainer
 from longrope.finetune.world import World
 from longrope.model.load import ModelSource
-from longrope.model.rope_config import read_rope
+from longrope.model.rope_config import SCHEDULE_FILE, read_rope
+from longrope.rope.policy import FactorSchedule
 
 
 def train(folder: str | Path, device: str) -> None:
@@ -85,9 +86,9 @@ def train(folder: str | Path, device: str) -> None:
         tokens=settings.global_batch * settings.seq_length,
         devices=world.size,
         model_flops=flops.model,
-        peak=peak_flops(Hardware.here().name, precision.name),
+        peak=peak_flops(Hardware.here(device=device).name, precision.name),
     )
-    sealing = _Sealing(checkpoints, record.run, settings.save_limit)
+    sealing = _Sealing(checkpoints, record.run, settings.save_limit, policy)
     callbacks: list[TrainerCallback] = [sealing]
     if settings.held_out.source is not None:
         lengths = held_out_lengths(settings, rope.original_length)
@@ -121,8 +122,8 @@ def train(folder: str | Path, device: str) -> None:
 class _Sealing(TrainerCallback):
     """Declares checkpoints complete, and removes old ones only then."""
 
-    def __init__(self, folder: Path, run: str, limit: int) -> None:
-        self._folder, self._run, self._limit = folder, run, limit
+    def __init__(self, folder: Path, run: str, limit: int, policy: FactorSchedule) -> None:
+        self._folder, self._run, self._limit, self._policy = folder, run, limit, policy
         self.trainer: SegmentTrainer | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -134,5 +135,6 @@ class _Sealing(TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             folder = self._folder / f"checkpoint-{state.global_step}"
+            self._policy.save(folder / SCHEDULE_FILE)  # its weights may be used by themselves
             seal(Checkpoint(folder, state.global_step, self.trainer.stream_state), self._run, args.world_size)
             remove_old(self._folder, self._limit)
