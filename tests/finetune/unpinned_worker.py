@@ -7,7 +7,6 @@ import sys
 from longrope.finetune import worker
 from longrope.model.attach import Attachment
 
-Attachment.pin = lambda self, length: None
-
 if __name__ == "__main__":
+    Attachment.pin = lambda self, length: None
     worker.train(sys.argv[1], sys.argv[2])
