@@ -52,7 +52,7 @@ def settings_for(way: str, seed: int, args: argparse.Namespace, texts: tuple[Pat
         model=str(model_folder()),
         factors=str(args.factors),
         data=str(texts[0]),
-        output=str(args.output / f"{way}-{seed}".replace(" ", "-").replace(",", "").replace(":", "")),
+        output=str(args.output / f"{way}-{args.lr}-{args.lora_lr}-{seed}".replace(" ", "-").replace(",", "")),
         seq_length=LONG,
         steps=args.steps,
         learning_rate=args.lora_lr if "LoRA" in way else args.lr,
