@@ -5,6 +5,8 @@ modules that neither training nor the search nor the choice of settings has seen
 
     longrope demo --output longrope-demo
     python benchmarks/finetune_quality.py --factors longrope-demo/factors.json --output finetune-quality
+    python benchmarks/finetune_quality.py --length 8192 --steps 25 --seeds 0 --output finetune-quality-8k \
+        --ways full "full, shifted sparse attention"
 """
 
 from __future__ import annotations
@@ -24,8 +26,12 @@ from typing import Any
 from longrope.demo import model_folder
 from longrope.demo.corpus import standard_library
 from longrope.finetune.settings import AdapterSettings, FinetuneSettings, HeldOutSettings, MemorySettings
+from longrope.model.load import ModelSource
+from longrope.model.rope_config import read_rope
+from longrope.rope.factors import RopeFactors
+from longrope.rope.methods import yarn
 
-SHORT, LONG = 256, 2048
+SHORT = 256
 WAYS: dict[str, dict[str, Any]] = {
     "full": {},
     "control: full, segments of 256": {"seq_length": SHORT},
@@ -50,10 +56,10 @@ def settings_for(way: str, seed: int, args: argparse.Namespace, texts: tuple[Pat
     """The settings of one run; the learning rate of adapters is their own."""
     base = FinetuneSettings(
         model=str(model_folder()),
-        factors=str(args.factors),
+        factors=str(args.output / "factors.json"),
         data=str(texts[0]),
         output=str(args.output / f"{way}-{args.lr}-{args.lora_lr}-{seed}".replace(" ", "-").replace(",", "")),
-        seq_length=LONG,
+        seq_length=args.length,
         steps=args.steps,
         learning_rate=args.lora_lr if "LoRA" in way else args.lr,
         warmup=10,
@@ -61,13 +67,13 @@ def settings_for(way: str, seed: int, args: argparse.Namespace, texts: tuple[Pat
         zero=0,
         precision="fp32",
         memory=MemorySettings(checkpoint_activations=False),
-        held_out=HeldOutSettings(source=str(texts[1]), lengths=(SHORT, LONG), samples=args.samples),
+        held_out=HeldOutSettings(source=str(texts[1]), lengths=(SHORT, args.length), samples=args.samples),
         save_steps=0,
         log_steps=10,
         seed=seed,
     )
     changed = replace(base, **WAYS[way])
-    segments = LONG // changed.seq_length
+    segments = args.length // changed.seq_length
     return replace(changed, global_batch=args.batch * segments, micro_batch=segments)
 
 
@@ -88,22 +94,28 @@ def run(settings: FinetuneSettings) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--factors", type=Path, required=True)
+    parser.add_argument("--factors", type=Path, help="for this length; YaRN's where none are given")
+    parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=2, help="segments of 2048 tokens a step")
-    parser.add_argument("--lr", type=float, default=2e-4)
-    parser.add_argument("--lora-lr", type=float, default=2e-3)
+    parser.add_argument("--batch", type=int, default=1, help="segments of the length a step")
+    parser.add_argument("--lr", type=float, default=6e-5)
+    parser.add_argument("--lora-lr", type=float, default=2.5e-4)
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--choose", action="store_true", help="measure on the modules for choosing settings")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     texts = write_texts(args.output, judged=not args.choose)
+    factors = yarn(read_rope(ModelSource(str(model_folder())).load_config()).present, args.length)
+    if args.factors is not None:
+        factors = RopeFactors.load(args.factors)
+    factors.save(args.output / "factors.json")
     journal = args.output / "results.jsonl"
     known = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    setting = {"steps": args.steps, "batch": args.batch, "lr": args.lr, "lora_lr": args.lora_lr, "choose": args.choose}
+    names = ("length", "steps", "batch", "lr", "lora_lr", "samples", "choose")
+    setting = {name: getattr(args, name) for name in names}
     for seed in args.seeds:
         for way in args.ways:
             key = {"way": way, "seed": seed, **setting}
@@ -118,25 +130,25 @@ def main() -> None:
             with journal.open("a") as stream:
                 stream.write(json.dumps(entry) + "\n")
             print(json.dumps(entry), flush=True)
-    print_table([entry for entry in known if setting.items() <= entry.items()])
+    print_table([entry for entry in known if setting.items() <= entry.items()], args.length)
 
 
-def print_table(entries: list[dict[str, Any]]) -> None:
+def print_table(entries: list[dict[str, Any]], long: int) -> None:
     """Mean and standard deviation over the seeds; gains in percent of perplexity."""
-    print(f"\n| | perplexity at {LONG} | gain | perplexity at {SHORT} | change | seconds |\n|---|---|---|---|---|---|")
+    print(f"\n| | perplexity at {long} | gain | perplexity at {SHORT} | change | seconds |\n|---|---|---|---|---|---|")
     for way in dict.fromkeys(entry["way"] for entry in entries):
         own = [entry for entry in entries if entry["way"] == way]
         cells = []
-        for length in (LONG, SHORT):
+        for length in (long, SHORT):
             after = [entry["held_out"]["after"][str(length)] for entry in own]
             change = [
                 100 * (a / entry["held_out"]["before"][str(length)] - 1) for a, entry in zip(after, own, strict=True)
             ]
-            sign = -1 if length == LONG else 1
+            sign = -1 if length == long else 1
             cells += [_spread(after, ".3f"), _spread([sign * each for each in change], "+.2f") + " %"]
         print(f"| {way} | {' | '.join(cells)} | {mean(entry['seconds'] for entry in own):.0f} |")
     before = entries[0]["held_out"]["before"]
-    print(f"\nbefore: {before[str(LONG)]:.3f} at {LONG}, {before[str(SHORT)]:.3f} at {SHORT}")
+    print(f"\nbefore: {before[str(long)]:.3f} at {long}, {before[str(SHORT)]:.3f} at {SHORT}")
 
 
 def _spread(values: list[float], form: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -127,8 +128,11 @@ class Plan:
     max_failures: int = 0
 
 
-def launch(folder: Path, device: str, plan: Plan) -> None:
+def launch(folder: Path, device: str, plan: Plan, *, inherited: Sequence[int] = ()) -> None:
     """Train the run in ``folder`` to its end.
+
+    Args:
+        inherited: file descriptors that stay open as long as the run's processes live.
 
     Raises:
         LongRopeError: what stopped it.
@@ -137,7 +141,7 @@ def launch(folder: Path, device: str, plan: Plan) -> None:
     if plan.launcher == "torchrun":
         from longrope.finetune.torchrun import run_by_torchrun
 
-        run_by_torchrun(folder, device, plan.processes)
+        run_by_torchrun(folder, device, plan.processes, inherited)
     elif plan.launcher == "ray":
         from longrope.finetune.ray_train import run_by_ray
 

@@ -25,7 +25,7 @@ from longrope.finetune.meeting import first_alone
 from longrope.finetune.policy import training_policy
 from longrope.finetune.precision import choose_kernel, choose_precision
 from longrope.finetune.prepare import rehearse
-from longrope.finetune.run_record import ADAPTER, CHECKPOINTS, FACTORS_FILE, MODEL, open_run
+from longrope.finetune.run_record import ADAPTER, CHECKPOINTS, FACTORS_FILE, MODEL, lock_of, open_run
 from longrope.finetune.sequence_parallel import check_sequence_parallel
 from longrope.finetune.settings import FinetuneSettings
 from longrope.finetune.world import World
@@ -74,11 +74,11 @@ def finetune(
     device = launching.choose_device()
     plan = launching.resolve(torch.cuda.device_count() if device == "cuda" else 0, settings.zero)
     settings = settings.on(plan.processes)
-    folder = Path(settings.output).resolve()
+    folder, lock = Path(settings.output).resolve(), lock_of(settings)
 
     def prepare() -> None:
         checked = check(settings, plan, device, tell)
-        record = open_run(checked.settings, checked.fingerprint, versions(), resume)
+        record = open_run(checked.settings, checked.fingerprint, versions(), resume, lock)
         processes = plan.processes if settings.zero else None
         checkpoint = newest_checkpoint(folder / CHECKPOINTS, record.run, processes)
         write_text_atomically(folder / FACTORS_FILE, checked.factors)
@@ -86,8 +86,11 @@ def finetune(
             checked.stream.load_state_dict(checkpoint.stream)  # refuses other data
             tell(f"going on from step {checkpoint.step} of {settings.steps}")
 
-    first_alone(World.from_environment(), device, prepare)
-    launch(folder, device, plan)
+    try:
+        first_alone(World.from_environment(), device, prepare)
+        launch(folder, device, plan, inherited=lock.descriptors)
+    finally:
+        lock.release()
     result = folder / (MODEL if settings.method == "full" else ADAPTER)
     speaks = World.from_environment().rank == 0
     return FinetuneReport(folder, result, read_held_out(folder), speaks)

@@ -11,12 +11,15 @@ from typing import Any
 from longrope.exceptions import RunExistsError, SettingsError
 from longrope.files import write_text_atomically
 from longrope.finetune.settings import FinetuneSettings
+from longrope.locks import FolderLock
 
 RUN_FILE = "run.json"
 FACTORS_FILE = "factors.json"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 ADAPTER = "adapter"
+_LOCK = "lock"
+_OWN = ("logs", _LOCK)  # what a run may have left in its folder before its record
 
 # What a resumed run may do differently, since the trained weights stay the same, but for rounding. Workers read it from
 # the record. What saves memory is needed most by a run that stopped for the want of it. Model, factors and data may lie
@@ -53,15 +56,24 @@ class RunRecord:
             raise RunExistsError(f"{file} is not the record of a fine-tuning run; give another folder") from None
 
 
-def open_run(settings: FinetuneSettings, fingerprint: str, versions: dict[str, str], resume: bool) -> RunRecord:
+def lock_of(settings: FinetuneSettings) -> FolderLock:
+    """The lock of the run in the output folder; :func:`open_run` takes it."""
+    return FolderLock(Path(settings.output) / _LOCK)
+
+
+def open_run(
+    settings: FinetuneSettings, fingerprint: str, versions: dict[str, str], resume: bool, lock: FolderLock
+) -> RunRecord:
     """Start a run in its output folder, or go on with the one that is there.
 
     Args:
         fingerprint: of the model's weights and the factors.
         versions: kept in the record.
+        lock: of the folder, which is taken before anything is written there.
 
     Raises:
-        RunExistsError: if the folder holds something else, or a run and ``resume`` was not asked for.
+        RunExistsError: if the folder holds something else, a run that is still going on, or a run and ``resume`` was
+            not asked for.
         SettingsError: if a resumed run was started with other settings.
     """
     folder = Path(settings.output)
@@ -74,9 +86,11 @@ def open_run(settings: FinetuneSettings, fingerprint: str, versions: dict[str, s
             )
         record = RunRecord.read(folder)
         _check_same(record, settings, fingerprint)
+        lock.acquire()
         return _write(RunRecord(record.run, fingerprint, settings), versions)
-    if folder.exists() and any(path.name != "logs" for path in folder.iterdir()):
+    if folder.exists() and any(path.name not in _OWN for path in folder.iterdir()):
         raise RunExistsError(f"output folder {folder} is not empty and holds no fine-tuning run; choose another")
+    lock.acquire()
     return _write(RunRecord(uuid.uuid4().hex[:16], fingerprint, settings), versions)
 
 

@@ -19,10 +19,13 @@ from longrope.search.room import usable_cpus
 LOGS = "logs"
 
 
-def run_by_torchrun(folder: Path, device: str, processes: int) -> None:
+def run_by_torchrun(folder: Path, device: str, processes: int, inherited: Sequence[int] = ()) -> None:
     """Train the run in ``folder`` by as many processes of this machine.
 
     What the processes complain of goes to files in ``logs``; what they say is passed on.
+
+    Args:
+        inherited: file descriptors that torchrun keeps open, also when this process is killed.
 
     Raises:
         LongRopeError: what stopped it.
@@ -35,7 +38,7 @@ def run_by_torchrun(folder: Path, device: str, processes: int) -> None:
     if device == "cpu":
         environment["DS_ACCELERATOR"] = "cpu"
     with (logs / "torchrun.log").open("w") as complaints:
-        status = run_to_end(command, environment, complaints)
+        status = run_to_end(command, environment, complaints, inherited)
     if status:
         raise_failure(folder)
         raise RunFailedError(
@@ -43,12 +46,17 @@ def run_by_torchrun(folder: Path, device: str, processes: int) -> None:
         )
 
 
-def run_to_end(command: Sequence[str], environment: Mapping[str, str], complaints: IO[str]) -> int:
+def run_to_end(
+    command: Sequence[str], environment: Mapping[str, str], complaints: IO[str], inherited: Sequence[int] = ()
+) -> int:
     """The exit status of a command that does not outlive this process when that is interrupted or terminated.
 
     torchrun ends its workers when it is asked to end itself; killed, it would leave them waiting for each other.
     """
-    with _exit_when_terminated(), subprocess.Popen(command, env=environment, stderr=complaints) as process:
+    with (
+        _exit_when_terminated(),
+        subprocess.Popen(command, env=environment, stderr=complaints, pass_fds=inherited) as process,
+    ):
         try:
             return process.wait()
         except BaseException:

@@ -8,15 +8,14 @@ or a power cut).
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from longrope.exceptions import InvalidInputError, RunExistsError, RunFailedError
+from longrope.locks import lock_run
 
 SCHEMA_VERSION = 1
 HEADER_START = b'{"kind": "header"'
@@ -76,7 +75,7 @@ class Journal:
     def _opened(cls, path: Path, settings: Mapping[str, Any], descriptor: int) -> Journal:
         """The journal in the file just opened, which is empty if it is new or was killed before its first line."""
         try:
-            _lock(descriptor, path)
+            lock_run(descriptor, path)
             present: dict[str, Any] = json.loads(_line(settings))
             past, events, valid = _parse(path.read_bytes(), path)
             if past is not None:
@@ -159,19 +158,6 @@ def read_journal(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]
     if settings is None:
         raise InvalidInputError(f"{path} is empty; the run it belongs to was never started")
     return settings, events
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RunExistsError(
-            f"{path} is being written by another process; wait for it, or choose another output folder"
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
-            raise
-        warnings.warn(f"{path} cannot be locked on this file system; run only one search there", stacklevel=2)
 
 
 def _line(value: Mapping[str, Any]) -> bytes:

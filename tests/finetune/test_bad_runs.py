@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import rotary_dim
-from tiny_runs import LENGTH, tiny_settings, write_factors
+from tiny_runs import LENGTH, begin, tiny_settings, write_factors
 
 from longrope.exceptions import InvalidInputError
 from longrope.finetune.checkpoints import Checkpoint, seal
 from longrope.finetune.launch import LaunchSettings, Plan
 from longrope.finetune.run import check, finetune
-from longrope.finetune.run_record import RunRecord, open_run
+from longrope.finetune.run_record import RunRecord
 from longrope.finetune.settings import AdapterSettings, FinetuneSettings, HeldOutSettings, MemorySettings
 
 Given = Callable[..., FinetuneSettings]
@@ -155,7 +155,7 @@ def started(given: Given) -> FinetuneSettings:
     """Settings of a run whose folder is there."""
     settings = given()
     checked = check(settings, LaunchSettings().resolve(0), "cpu", lambda line: None)
-    open_run(checked.settings, checked.fingerprint, {}, False)
+    begin(checked.settings, checked.fingerprint)
     return settings
 
 

@@ -13,12 +13,11 @@ import killed_worker
 import pytest
 import torch
 import unpinned_worker
-from tiny_runs import ENVIRONMENT, STEPS, history, tiny_settings, weights
+from tiny_runs import ENVIRONMENT, STEPS, begin, history, tiny_settings, weights
 
 from longrope.finetune import ray_train
 from longrope.finetune.launch import LaunchSettings
 from longrope.finetune.run import check, finetune
-from longrope.finetune.run_record import open_run
 from longrope.finetune.settings import FinetuneSettings
 
 pytest.importorskip("deepspeed")
@@ -77,7 +76,7 @@ def started(settings: FinetuneSettings, resume: bool = False) -> Path:
     """The folder of a run that is recorded and not yet trained, or to be trained on."""
     plan = LaunchSettings(gpus=2, launcher="torchrun").resolve(0)
     checked = check(settings, plan, "cpu", lambda line: None)
-    open_run(checked.settings, checked.fingerprint, {}, resume)
+    begin(checked.settings, checked.fingerprint, resume=resume)
     (Path(settings.output) / "factors.json").write_text(checked.factors)
     return Path(settings.output)
 

@@ -2,9 +2,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny_runs import begin
 
 from longrope.exceptions import RunExistsError, SettingsError
-from longrope.finetune.run_record import RunRecord, open_run
+from longrope.finetune.run_record import RunRecord, lock_of, open_run
 from longrope.finetune.settings import FinetuneSettings, HeldOutSettings, MemorySettings
 
 
@@ -15,35 +16,46 @@ def settings(tmp_path: Path) -> FinetuneSettings:
 
 
 def test_a_resumed_run_reports_and_saves_as_it_is_told_now(settings: FinetuneSettings, tmp_path: Path) -> None:
-    first = open_run(settings, "weights", {}, False)
+    first = begin(settings, "weights")
     now = replace(settings, save_steps=7, report_to=("tensorboard",), held_out=HeldOutSettings(source="books"))
     now = replace(now, memory=MemorySettings(offload_activations=True, tile_mlp=32))  # after it ran out of memory
-    again = open_run(now, "weights", {}, True)
+    again = begin(now, "weights", resume=True)
     assert again == RunRecord.read(tmp_path / "run") == RunRecord(first.run, "weights", now)
 
 
 def test_a_run_whose_folder_was_moved_goes_on_there(settings: FinetuneSettings, tmp_path: Path) -> None:
-    first = open_run(settings, "weights", {}, False)
+    first = begin(settings, "weights")
     (tmp_path / "run").rename(tmp_path / "moved")
-    open_run(replace(settings, output=str(tmp_path / "moved")), "weights", {}, True)
+    begin(replace(settings, output=str(tmp_path / "moved")), "weights", resume=True)
     record = RunRecord.read(tmp_path / "moved")
     assert record.run == first.run
     assert record.settings.output == str(tmp_path / "moved")
 
 
 def test_model_and_data_may_lie_elsewhere(settings: FinetuneSettings) -> None:
-    open_run(settings, "weights", {}, False)
+    begin(settings, "weights")
     moved = replace(settings, model="elsewhere/m", data="elsewhere/d")
-    assert open_run(moved, "weights", {}, True).settings == moved
+    assert begin(moved, "weights", resume=True).settings == moved
 
 
 def test_a_record_is_kept_when_the_run_is_refused(settings: FinetuneSettings, tmp_path: Path) -> None:
-    open_run(settings, "weights", {}, False)
+    begin(settings, "weights")
     before = (tmp_path / "run" / "run.json").read_text()
     with pytest.raises(SettingsError, match="started with steps 400, not 10"):
-        open_run(replace(settings, steps=10, warmup=0), "weights", {}, True)
+        begin(replace(settings, steps=10, warmup=0), "weights", resume=True)
     with pytest.raises(SettingsError, match="other weights or factors"):
-        open_run(settings, "others", {}, True)
+        begin(settings, "others", resume=True)
     with pytest.raises(RunExistsError, match="by --resume"):
-        open_run(settings, "weights", {}, False)
+        begin(settings, "weights")
     assert (tmp_path / "run" / "run.json").read_text() == before
+
+
+def test_a_run_that_is_going_on_is_not_resumed_beside_it(settings: FinetuneSettings, tmp_path: Path) -> None:
+    lock = lock_of(settings)
+    open_run(settings, "weights", {}, False, lock)
+    before = (tmp_path / "run" / "run.json").read_text()
+    with pytest.raises(RunExistsError, match="run is being written by another process"):
+        begin(replace(settings, save_steps=7), "weights", resume=True)
+    assert (tmp_path / "run" / "run.json").read_text() == before
+    lock.release()
+    begin(replace(settings, save_steps=7), "weights", resume=True)

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from longrope.finetune.run_record import RunRecord, lock_of, open_run
 from longrope.finetune.settings import FinetuneSettings
 from longrope.rope.factors import RopeFactors
 
@@ -57,6 +58,15 @@ def tiny_settings(folder: Path, model: Path, data: Path, **changes: Any) -> Fine
             **changes,
         }
     )
+
+
+def begin(settings: FinetuneSettings, fingerprint: str, *, resume: bool = False) -> RunRecord:
+    """The record of a run that is opened and left."""
+    lock = lock_of(settings)
+    try:
+        return open_run(settings, fingerprint, {}, resume, lock)
+    finally:
+        lock.release()
 
 
 def history(run: Path) -> list[dict[str, float]]:

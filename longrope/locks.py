@@ -1,0 +1,70 @@
+"""Locks by which one process writes a run, released by the system however that process ends."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import warnings
+from pathlib import Path
+
+from longrope.exceptions import RunExistsError
+
+
+def lock_run(descriptor: int, path: Path) -> None:
+    """Lock an open file of a run until the descriptor is closed, here and in every child that inherited it.
+
+    Args:
+        path: what the run is known by, for messages.
+
+    Raises:
+        RunExistsError: if another process has it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunExistsError(
+            f"{path} is being written by another process; wait for it, or choose another output folder"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        warnings.warn(f"{path} cannot be locked on this file system; start only one run there", stacklevel=2)
+
+
+class FolderLock:
+    """The lock of a run's folder, taken by :meth:`acquire` and given back by :meth:`release` or with the process.
+
+    Args:
+        file: of the folder; empty, it stays there.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock; the folder is made as needed.
+
+        Raises:
+            RunExistsError: if another process has it.
+        """
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            lock_run(descriptor, self._file.parent)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What a child process has to inherit to hold the lock as well."""
+        return () if self._descriptor is None else (self._descriptor,)
+
+    def release(self) -> None:
+        """Give the lock back, if it was taken."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
