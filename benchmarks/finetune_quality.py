@@ -28,8 +28,8 @@ from longrope.demo.corpus import standard_library
 from longrope.finetune.settings import AdapterSettings, FinetuneSettings, HeldOutSettings, MemorySettings
 from longrope.model.load import ModelSource
 from longrope.model.rope_config import read_rope
-from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import yarn
+from longrope.rope.policy import load_factors
 
 SHORT = 256
 WAYS: dict[str, dict[str, Any]] = {
@@ -108,9 +108,8 @@ def main() -> None:
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     texts = write_texts(args.output, judged=not args.choose)
-    factors = yarn(read_rope(ModelSource(str(model_folder())).load_config()).present, args.length)
-    if args.factors is not None:
-        factors = RopeFactors.load(args.factors)
+    present = read_rope(ModelSource(str(model_folder())).load_config()).present
+    factors = load_factors(args.factors) if args.factors else yarn(present, args.length)
     factors.save(args.output / "factors.json")
     journal = args.output / "results.jsonl"
     known = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
