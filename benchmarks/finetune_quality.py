@@ -1,7 +1,9 @@
 """What fine-tuning the embedded model under searched factors gains, and what it costs at the old length.
 
 Every way to train sees the same number of tokens of Python's standard library, three seeds each, and is judged on
-modules that neither training nor the search nor the choice of settings has seen.
+modules that neither training nor the search nor the choice of settings has seen: the first tokens of every one that is
+long enough, as one text of the length trained for, and the same tokens in windows of 256, each under the factors that
+the model has for its length.
 
     longrope demo --output longrope-demo
     python benchmarks/finetune_quality.py --factors longrope-demo/factors.json --output finetune-quality
@@ -14,24 +16,28 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+
+from longrope.data.documents import read_documents
 from longrope.demo import model_folder
 from longrope.demo.corpus import standard_library
-from longrope.finetune.settings import AdapterSettings, FinetuneSettings, HeldOutSettings, MemorySettings
+from longrope.finetune.merge import merge
+from longrope.finetune.settings import AdapterSettings, FinetuneSettings, MemorySettings
 from longrope.model.load import ModelSource
 from longrope.model.rope_config import read_rope
+from longrope.model.score import score_blocks
 from longrope.rope.methods import yarn
-from longrope.rope.policy import load_factors
+from longrope.rope.policy import FactorSchedule, RopePolicy, load_factors
 
 SHORT = 256
+BEFORE = "before"
 WAYS: dict[str, dict[str, Any]] = {
     "full": {},
     "control: full, segments of 256": {"seq_length": SHORT},
@@ -67,7 +73,6 @@ def settings_for(way: str, seed: int, args: argparse.Namespace, texts: tuple[Pat
         zero=0,
         precision="fp32",
         memory=MemorySettings(checkpoint_activations=False),
-        held_out=HeldOutSettings(source=str(texts[1]), lengths=(SHORT, args.length), samples=args.samples),
         save_steps=0,
         log_steps=10,
         seed=seed,
@@ -77,9 +82,8 @@ def settings_for(way: str, seed: int, args: argparse.Namespace, texts: tuple[Pat
     return replace(changed, global_batch=args.batch * segments, micro_batch=segments)
 
 
-def run(settings: FinetuneSettings) -> dict[str, Any]:
-    """Train in a process of its own."""
-    started = time.perf_counter()
+def train(settings: FinetuneSettings) -> Path:
+    """The folder of the trained model; a process of its own trains it, or nobody where that was done already."""
     command = [
         sys.executable,
         "-c",
@@ -88,8 +92,32 @@ def run(settings: FinetuneSettings) -> dict[str, Any]:
         "finetune(FinetuneSettings.from_json(sys.stdin.read()), resume=True)",
     ]
     subprocess.run(command, input=settings.to_json(), text=True, check=True, stdout=subprocess.DEVNULL)
-    held_out = json.loads((Path(settings.output) / "held_out.json").read_text())
-    return {"held_out": held_out, "seconds": time.perf_counter() - started}
+    output = Path(settings.output)
+    model = output / "model"
+    if settings.method != "full" and not model.exists():
+        merge(output / "adapter", model)
+    return model
+
+
+def judge(source: ModelSource, policy: RopePolicy, tokens: list[Any]) -> dict[str, list[float]]:
+    """Mean nats of each text's tokens, by the length of the windows that it is read in."""
+    model = source.load_model()
+
+    def nats(text: Any, window: int) -> float:
+        starts = range(0, len(text) - window + 1, window)
+        factors = policy.factors_for(window)
+        scored = [score_blocks(model, text[start : start + window], [factors]).sum() for start in starts]
+        return float(sum(scored)) / (len(starts) * (window - 1))
+
+    return {str(window): [nats(text, window) for text in tokens] for window in (SHORT, len(tokens[0]))}
+
+
+def read_tokens(path: Path, length: int) -> list[Any]:
+    """The first tokens of every text that is long enough."""
+    tokenizer = ModelSource(str(model_folder())).load_tokenizer()
+    every = read_documents(str(path))
+    encoded = [np.asarray(tokenizer(each.text, verbose=False)["input_ids"], dtype=np.int32) for each in every]
+    return [each[:length] for each in encoded if len(each) >= length]
 
 
 def main() -> None:
@@ -103,56 +131,67 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="segments of the length a step")
     parser.add_argument("--lr", type=float, default=6e-5)
     parser.add_argument("--lora-lr", type=float, default=2.5e-4)
-    parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--choose", action="store_true", help="measure on the modules for choosing settings")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     texts = write_texts(args.output, judged=not args.choose)
-    present = read_rope(ModelSource(str(model_folder())).load_config()).present
-    factors = load_factors(args.factors) if args.factors else yarn(present, args.length)
+    plain = ModelSource(str(model_folder()))
+    rope = read_rope(plain.load_config(), plain.folder())
+    factors = load_factors(args.factors) if args.factors else yarn(rope.present, args.length)
     factors.save(args.output / "factors.json")
     journal = args.output / "results.jsonl"
     known = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    names = ("length", "steps", "batch", "lr", "lora_lr", "samples", "choose")
+    names = ("length", "steps", "batch", "lr", "lora_lr", "choose")
     setting = {name: getattr(args, name) for name in names}
-    for seed in args.seeds:
-        for way in args.ways:
-            key = {"way": way, "seed": seed, **setting}
-            if any(key.items() <= entry.items() for entry in known):
-                continue
-            entry = {
-                **key,
-                "machine": platform.processor() or platform.machine(),
-                **run(settings_for(way, seed, args, texts)),
-            }
-            known.append(entry)
-            with journal.open("a") as stream:
-                stream.write(json.dumps(entry) + "\n")
-            print(json.dumps(entry), flush=True)
+    tokens = read_tokens(texts[1], args.length)
+
+    def measure(way: str, seed: int) -> dict[str, Any]:
+        if way == BEFORE:
+            policy = factors if isinstance(factors, FactorSchedule) else rope.extended_by(factors)
+            return judge(plain, policy, tokens)
+        source = ModelSource(str(train(settings_for(way, seed, args, texts))))
+        return judge(source, read_rope(source.load_config(), source.folder()).policy, tokens)
+
+    for way, seed in [(BEFORE, 0), *((way, seed) for seed in args.seeds for way in args.ways)]:
+        key = {"way": way, "seed": seed, **setting}
+        if any(key.items() <= entry.items() for entry in known):
+            continue
+        known.append({**key, "nats": measure(way, seed)})
+        with journal.open("a") as stream:
+            stream.write(json.dumps(known[-1]) + "\n")
+        print(
+            f"{way}, seed {seed}: {', '.join(f'{perplexity(known[-1], at):.3f}' for at in (args.length, SHORT))}",
+            flush=True,
+        )
     print_table([entry for entry in known if setting.items() <= entry.items()], args.length)
 
 
+def perplexity(entry: dict[str, Any], window: int) -> float:
+    """Of all texts together; they have the same number of tokens."""
+    return math.exp(mean(entry["nats"][str(window)]))
+
+
 def print_table(entries: list[dict[str, Any]], long: int) -> None:
-    """Mean and standard deviation over the seeds; gains in percent of perplexity."""
-    print(f"\n| | perplexity at {long} | gain | perplexity at {SHORT} | change | seconds |\n|---|---|---|---|---|---|")
-    for way in dict.fromkeys(entry["way"] for entry in entries):
-        own = [entry for entry in entries if entry["way"] == way]
+    """Mean and standard deviation over the seeds, and the paired standard error over texts of a run's change."""
+    before = next(entry for entry in entries if entry["way"] == BEFORE)
+    print(f"\n{len(before['nats'][str(long)])} texts of {long} tokens\n")
+    print(f"| | perplexity at {long} | change | perplexity at {SHORT} | change |\n|---|---|---|---|---|")
+    print(f"| {BEFORE} | {perplexity(before, long):.3f} | | {perplexity(before, SHORT):.3f} | |")
+    for way in [each for each in WAYS if any(entry["way"] == each for entry in entries)]:
         cells = []
-        for length in (long, SHORT):
-            after = [entry["held_out"]["after"][str(length)] for entry in own]
-            change = [
-                100 * (a / entry["held_out"]["before"][str(length)] - 1) for a, entry in zip(after, own, strict=True)
-            ]
-            sign = -1 if length == long else 1
-            cells += [_spread(after, ".3f"), _spread([sign * each for each in change], "+.2f") + " %"]
-        print(f"| {way} | {' | '.join(cells)} | {mean(entry['seconds'] for entry in own):.0f} |")
-    before = entries[0]["held_out"]["before"]
-    print(f"\nbefore: {before[str(long)]:.3f} at {long}, {before[str(SHORT)]:.3f} at {SHORT}")
+        for window in (long, SHORT):
+            own = [entry for entry in entries if entry["way"] == way]
+            changes = [100 * (perplexity(entry, window) / perplexity(before, window) - 1) for entry in own]
+            pairs = zip(own[0]["nats"][str(window)], before["nats"][str(window)], strict=True)
+            differences = [after - earlier for after, earlier in pairs]
+            error = 100 * stdev(differences) / math.sqrt(len(differences))
+            values = _spread([perplexity(entry, window) for entry in own], ".3f")
+            cells += [values, f"{_spread(changes, '+.2f')} % ({error:.2f})"]
+        print(f"| {way} | {' | '.join(cells)} |")
 
 
 def _spread(values: list[float], form: str) -> str:
-    deviation = stdev(values) if len(values) > 1 else math.nan
-    return f"{mean(values):{form}} ± {deviation:.2f}"
+    return f"{mean(values):{form}}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -100,7 +100,10 @@ def main() -> None:
     except (LongRopeError, OSError) as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        told = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            told = f"{error.filename}: {error.strerror}"
+        print(f"error: {' '.join(told.splitlines())}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InvalidInputError) else 1)
 
 

@@ -18,7 +18,7 @@ from longrope.rope.policy import FactorSchedule
 
 CARD_FILE = "README.md"
 ORIGINAL_CARD_FILE = "README.original.md"
-_MARK = "<!-- This card was written by `longrope apply`"
+_MARK = "<!-- This card was written by longrope"
 _CARRIED = ("license", "license_name", "license_link", "language")
 _PAPER = "[LongRoPE](https://arxiv.org/abs/2402.13753)"
 
@@ -71,7 +71,7 @@ def _text(card: Card, folder: Path) -> str:
     shown = f"[{base}](https://huggingface.co/{base})" if isinstance(base, str) else f"`{model_name(card.model)}`"
     parts = [
         f"---\n{_metadata(card, base)}\n---",
-        f"{_MARK} of longrope {__version__}. -->",
+        f"{_MARK} {__version__}. -->",
         f"# {card.name}",
         f"{shown} with a context window of {window} tokens: its rotary position embedding is rescaled by factors of "
         f"{_PAPER}. It was pretrained on {original} tokens. {_weights(card)}",

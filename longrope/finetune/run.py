@@ -25,7 +25,16 @@ from longrope.finetune.meeting import first_alone
 from longrope.finetune.policy import training_policy
 from longrope.finetune.precision import choose_kernel, choose_precision
 from longrope.finetune.prepare import rehearse
-from longrope.finetune.run_record import ADAPTER, CHECKPOINTS, FACTORS_FILE, MODEL, lock_of, open_run
+from longrope.finetune.run_record import (
+    ADAPTER,
+    CHECKPOINTS,
+    FACTORS_FILE,
+    MODEL,
+    RunRecord,
+    find_run,
+    lock_of,
+    open_run,
+)
 from longrope.finetune.sequence_parallel import check_sequence_parallel
 from longrope.finetune.settings import FinetuneSettings
 from longrope.finetune.world import World
@@ -77,6 +86,7 @@ def finetune(
     folder, lock = Path(settings.output).resolve(), lock_of(settings)
 
     def prepare() -> None:
+        find_run(folder, resume)
         checked = check(settings, plan, device, tell)
         record = open_run(checked.settings, checked.fingerprint, versions(), resume, lock)
         processes = plan.processes if settings.zero else None
@@ -86,14 +96,23 @@ def finetune(
             checked.stream.load_state_dict(checkpoint.stream)  # refuses other data
             tell(f"going on from step {checkpoint.step} of {settings.steps}")
 
+    result = folder / (MODEL if settings.method == "full" else ADAPTER)
     try:
         first_alone(World.from_environment(), device, prepare)
-        launch(folder, device, plan, inherited=lock.descriptors)
+        if not _is_done(folder, result):
+            launch(folder, device, plan, inherited=lock.descriptors)
     finally:
         lock.release()
-    result = folder / (MODEL if settings.method == "full" else ADAPTER)
     speaks = World.from_environment().rank == 0
     return FinetuneReport(folder, result, read_held_out(folder), speaks)
+
+
+def _is_done(folder: Path, result: Path) -> bool:
+    """Whether the run has reached its last step, and left what it was asked for."""
+    record = RunRecord.read(folder)
+    measured = record.settings.held_out.source is None or "after" in read_held_out(folder)
+    checkpoint = newest_checkpoint(folder / CHECKPOINTS, record.run)
+    return result.exists() and measured and checkpoint is not None and checkpoint.step >= record.settings.steps
 
 
 @dataclass(frozen=True)
@@ -130,7 +149,7 @@ def check(settings: FinetuneSettings, plan: Plan, device: str, tell: Callable[[s
     )
     folder, config = source.folder(), source.load_config()
     rope = read_rope(config, folder)
-    check_attention(config, kernel)
+    check_attention(config, kernel, eager=False)
     check_attention_span(config, settings.seq_length)
     policy = training_policy(rope, settings.factors, settings.seq_length)
     check_sequence_parallel(config, settings.sp, kernel, settings.seq_length)

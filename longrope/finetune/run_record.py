@@ -61,6 +61,25 @@ def lock_of(settings: FinetuneSettings) -> FolderLock:
     return FolderLock(Path(settings.output) / _LOCK)
 
 
+def find_run(folder: Path, resume: bool) -> RunRecord | None:
+    """The run to go on with, if ``folder`` holds one.
+
+    Raises:
+        RunExistsError: if it holds something else, or a run and ``resume`` was not asked for.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunExistsError(f"output {folder} is a file; give a folder")
+    if (folder / RUN_FILE).exists():
+        if not resume:
+            raise RunExistsError(
+                f"output folder {folder} holds a run already; go on with it by --resume, or choose another"
+            )
+        return RunRecord.read(folder)
+    if folder.exists() and any(path.name not in _OWN for path in folder.iterdir()):
+        raise RunExistsError(f"output folder {folder} is not empty and holds no fine-tuning run; choose another")
+    return None
+
+
 def open_run(
     settings: FinetuneSettings, fingerprint: str, versions: dict[str, str], resume: bool, lock: FolderLock
 ) -> RunRecord:
@@ -76,22 +95,12 @@ def open_run(
             not asked for.
         SettingsError: if a resumed run was started with other settings.
     """
-    folder = Path(settings.output)
-    if folder.exists() and not folder.is_dir():
-        raise RunExistsError(f"output {folder} is a file; give a folder")
-    if (folder / RUN_FILE).exists():
-        if not resume:
-            raise RunExistsError(
-                f"output folder {folder} holds a run already; go on with it by --resume, or choose another"
-            )
-        record = RunRecord.read(folder)
+    record = find_run(Path(settings.output), resume)
+    if record is not None:
         _check_same(record, settings, fingerprint)
-        lock.acquire()
-        return _write(RunRecord(record.run, fingerprint, settings), versions)
-    if folder.exists() and any(path.name not in _OWN for path in folder.iterdir()):
-        raise RunExistsError(f"output folder {folder} is not empty and holds no fine-tuning run; choose another")
     lock.acquire()
-    return _write(RunRecord(uuid.uuid4().hex[:16], fingerprint, settings), versions)
+    run = uuid.uuid4().hex[:16] if record is None else record.run
+    return _write(RunRecord(run, fingerprint, settings), versions)
 
 
 def _write(record: RunRecord, versions: dict[str, str]) -> RunRecord:

@@ -66,6 +66,9 @@ def train(folder: str | Path, device: str) -> None:
     set_seed(settings.seed)  # adapters begin with random numbers, the same on every process
     prepared = prepare_model(source, settings, policy, precision, world.rank % settings.sp)
 
+    if prepared.model.config.tie_word_embeddings:  # checkpoints hold them once, and Trainer is not to miss them
+        prepared.model._keys_to_ignore_on_save = set(prepared.model._tied_weights_keys or ())
+
     checkpoints = folder / CHECKPOINTS
     checkpoint = newest_checkpoint(checkpoints, record.run, world.size if settings.zero else None)
     mixture = read_mixture(settings.data, field=settings.field, split=settings.split)

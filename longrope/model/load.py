@@ -244,13 +244,17 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_attention(config: Any, attention: str) -> None:
-    """Raise SettingsError unless the attention implementation can compute the architecture."""
+def check_attention(config: Any, attention: str, *, eager: bool = True) -> None:
+    """Raise SettingsError unless the attention implementation can compute the architecture.
+
+    Args:
+        eager: whether the caller could use that instead.
+    """
     row = ARCHITECTURES.get(str(getattr(config, "model_type", None)))
     if attention == "sdpa" and row is not None and not row.sdpa:
+        instead = ", or eager, whose memory grows with the square of the length" if eager else ", on a GPU"
         raise SettingsError(
-            f"attention 'sdpa' cannot compute what model type {row.model_type!r} needs; use flash_attention_2, or "
-            "eager, whose memory grows with the square of the length"
+            f"attention 'sdpa' cannot compute what model type {row.model_type!r} needs; use flash_attention_2{instead}"
         )
 
 

@@ -67,7 +67,7 @@ def test_windows_and_losses(source, tmp_path):
     )
     exported = export_folder(source, schedule, tmp_path / "out", name="me/mine")
     text = card_of(exported.folder).text
-    assert text.strip().startswith("<!-- This card was written by `longrope apply`")
+    assert text.strip().startswith("<!-- This card was written by longrope ")
     table = section(text, "Windows")
     assert "| 32 | 0 | 1 | 1 to 1.31 | not recorded |" in table
     assert "| 256 | 0 | 1.15 | 1 to 4.1 | by \\| hand |" in table

@@ -1,0 +1,88 @@
+"""`longrope finetune` from the command line: its options, what it prints and leaves, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from longrope.finetune.run_record import RunRecord
+from longrope.rope.factors import RopeFactors
+from longrope.rope.methods import yarn
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def command(longrope: Run, model_folder: Path, documents_file: Path, tmp_path: Path) -> Run:
+    """Runs two steps of the tiny model, with more options after those."""
+    factors = tmp_path / "factors.json"
+    yarn(RopeFactors.identity(10000.0, 16, 64), 256).save(factors)
+
+    def run(output: Path, *more: object) -> Any:
+        return longrope(
+            "finetune", model_folder, "--factors", factors, "--data", documents_file, "--output", output,
+            "--seq-length", 128, "--steps", 2, "--warmup", 1, "--lr", 1e-3, "--global-batch", 2, *more,
+        )  # fmt: skip
+
+    return run
+
+
+def test_a_run_from_its_command_to_its_model(command: Run, documents_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    watching = ("--held-out", documents_file, "--held-out-lengths", "64,128", "--held-out-samples", 2)
+    ended = command(output, *watching)
+    assert ended.code == 0, ended.err
+    measured = json.loads((output / "held_out.json").read_text())
+    for when in ("before", "after"):
+        for length in ("64", "128"):
+            assert f"{measured[when][length]:.4f}" in ended.out
+    assert str(output / "model") in ended.out
+    assert AutoModelForCausalLM.from_pretrained(output / "model").config.rope_parameters["rope_type"] == "longrope"
+
+    again = command(output, *watching)
+    assert (again.code, again.err) == (
+        2,
+        f"error: output folder {output} holds a run already; go on with it by --resume, or choose another\n",
+    )
+    written = (output / "model" / "config.json").stat().st_mtime_ns
+    resumed = command(output, *watching, "--resume")
+    assert (resumed.code, resumed.err) == (0, "")
+    assert (output / "model" / "config.json").stat().st_mtime_ns == written  # nothing was left to be done
+    assert f"{measured['after']['128']:.4f}" in resumed.out
+
+
+def test_options_reach_the_run(command: Run, tmp_path: Path) -> None:
+    ended = command(
+        tmp_path / "run",
+        *("--schedule", "cosine", "--betas", 0.8, 0.9, "--weight-decay", 0.1, "--max-grad-norm", 0.5, "--seed", 7),
+        *("--micro-batch", 2, "--precision", "fp32", "--no-tf32", "--kernel", "sdpa", "--zero", 0),
+        *("--method", "lora", "--lora-rank", 2, "--lora-alpha", 4, "--lora-targets", "q_proj,down_proj"),
+        *("--plain-lora", "--attention", "shifted-sparse", "--group", 32),
+        *("--no-checkpointing", "--tile-mlp", 16, "--tile-loss", 32, "--save-steps", 1, "--save-limit", 3),
+        *("--log-steps", 2, "--launcher", "none", "--device", "cpu"),
+    )
+    assert ended.code == 0, ended.err
+    settings = RunRecord.read(tmp_path / "run").settings
+    assert (settings.steps, settings.warmup, settings.learning_rate, settings.global_batch) == (2, 1, 1e-3, 2)
+    assert (settings.schedule, settings.betas, settings.weight_decay) == ("cosine", (0.8, 0.9), 0.1)
+    assert (settings.max_grad_norm, settings.seed, settings.micro_batch) == (0.5, 7, 2)
+    assert (settings.precision, settings.tf32, settings.kernel, settings.zero) == ("fp32", False, "sdpa", 0)
+    assert (settings.method, settings.attention, settings.group) == ("lora", "shifted-sparse", 32)
+    adapter, memory = settings.adapter, settings.memory
+    assert (adapter.rank, adapter.alpha, adapter.targets) == (2, 4, ("q_proj", "down_proj"))
+    assert not adapter.train_embeddings_and_norms
+    assert (memory.checkpoint_activations, memory.tile_mlp, memory.tile_loss) == (False, 16, 32)
+    assert (settings.save_steps, settings.save_limit, settings.log_steps) == (1, 3, 2)
+    assert (tmp_path / "run" / "adapter" / "adapter_config.json").exists()
+
+
+def test_an_output_that_cannot_be_made(command: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    ended = command(tmp_path / "file" / "run")
+    assert ended.code == 1
+    assert ended.err == f"error: {tmp_path / 'file' / 'run'}: Not a directory\n"
