@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,6 +30,32 @@ def deepspeed_config(settings: FinetuneSettings) -> dict[str, Any] | None:
     text = shipped(f"deepspeed/zero{settings.zero}{offload}.json").read_text(encoding="utf-8")
     config: dict[str, Any] = json.loads(text)
     return config
+
+
+def check_offload(settings: FinetuneSettings, device: str) -> None:
+    """Refuse offloading where DeepSpeed could not compile its CPU optimizer, which it does on first use.
+
+    Args:
+        device: ``cuda`` or ``cpu``, of this machine.
+
+    Raises:
+        SettingsError: if a compiler is missing.
+    """
+    if settings.offload == "none":
+        return
+    from torch.utils.cpp_extension import CUDA_HOME, get_cxx_compiler, is_ninja_available
+
+    missing = {
+        "a C++ compiler": shutil.which(get_cxx_compiler()) is None,
+        "ninja": not is_ninja_available(),
+        "the CUDA toolkit (nvcc, or CUDA_HOME)": device == "cuda" and CUDA_HOME is None,
+    }
+    for name, absent in missing.items():
+        if absent:
+            raise SettingsError(
+                f"offload {settings.offload} needs {name}, with which DeepSpeed compiles its CPU optimizer on first "
+                "use; install it, or use --offload none"
+            )
 
 
 def prepare_cpu() -> None:

@@ -16,7 +16,7 @@ from longrope.exceptions import SettingsError
 from longrope.files import write_text_atomically
 from longrope.finetune.adapters import quantization
 from longrope.finetune.checkpoints import newest_checkpoint
-from longrope.finetune.deepspeed_config import deepspeed_config
+from longrope.finetune.deepspeed_config import check_offload, deepspeed_config
 from longrope.finetune.estimate import check_fits, describe, estimate
 from longrope.finetune.hardware import Hardware
 from longrope.finetune.held_out import held_out_lengths, held_out_samples, read_held_out
@@ -157,6 +157,7 @@ def check(settings: FinetuneSettings, plan: Plan, device: str, tell: Callable[[s
     deepspeed_config(settings)
     if device == "cpu" or torch.cuda.is_available():  # the GPUs of a cluster are seen by its workers alone
         quantization(settings.method, precision.weights, settings.zero or 0)
+        check_offload(settings, device)
     rehearse(config, settings, policy, precision)
     _check_reporting(settings.report_to)
 

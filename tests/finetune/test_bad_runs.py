@@ -128,6 +128,13 @@ def test_qlora_on_the_gpus_of_a_cluster(given: Given) -> None:
     assert checked.settings.method == "qlora"
 
 
+def test_offloading_without_a_compiler(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    message = refused(given(zero=2, offload="optimizer"))
+    assert message.startswith("offload optimizer needs a C++ compiler")
+
+
 def test_half_precision_that_a_cpu_has_not(given: Given) -> None:
     assert "fp16 needs a GPU" in refused(given(precision="fp16"))
     assert "flash_attention_2' needs a GPU" in refused(given(kernel="flash_attention_2"))
