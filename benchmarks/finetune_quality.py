@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=1, help="segments of the length a step")
-    parser.add_argument("--lr", type=float, default=6e-5)
+    parser.add_argument("--lr", type=float, default=2e-5)
     parser.add_argument("--lora-lr", type=float, default=2.5e-4)
     parser.add_argument("--choose", action="store_true", help="measure on the modules for choosing settings")
     args = parser.parse_args()
