@@ -17,7 +17,8 @@ from pathlib import Path
 from longrope.demo import model_folder
 from longrope.demo.corpus import write_held_out
 from longrope.search.search import search
-from longrope.search.settings import AlgorithmSettings, DataSettings, ExecutionSettings, SearchSettings
+from longrope.search.settings import AlgorithmSettings, DataSettings, SearchSettings
+from longrope.workers.settings import ExecutionSettings
 
 
 def main() -> None:

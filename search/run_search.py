@@ -16,7 +16,8 @@ from longrope.cli.progress import ConsoleProgress
 from longrope.exceptions import InvalidInputError, LongRopeError
 from longrope.lengths import parse_length
 from longrope.search.search import search
-from longrope.search.settings import AlgorithmSettings, DataSettings, ExecutionSettings, SearchSettings
+from longrope.search.settings import AlgorithmSettings, DataSettings, SearchSettings
+from longrope.workers.settings import ExecutionSettings
 
 # --- Settings to edit. What is not named, or None, is the paper's value for the target length. ---
 

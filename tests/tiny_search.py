@@ -16,9 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from longrope.search import run
 from longrope.search.candidate import Candidate
-from longrope.search.evaluation import BlockScore, EvaluationPool, EvaluatorFactory, Failure, Task
+from longrope.search.evaluation import BlockScore, Task
 from longrope.search.search import SearchReport, search
-from longrope.search.settings import AlgorithmSettings, DataSettings, ExecutionSettings, SearchSettings
+from longrope.search.settings import AlgorithmSettings, DataSettings, SearchSettings
+from longrope.workers.pool import EvaluationPool, EvaluatorFactory, Failure
+from longrope.workers.settings import ExecutionSettings
 
 WINDOW = 64
 DOCUMENTS = 12
@@ -109,7 +111,7 @@ def settings(
     )
 
 
-class InProcessPool(EvaluationPool):
+class InProcessPool(EvaluationPool[Task, BlockScore]):
     """Evaluates in this process, in the order asked; no starting of workers, and a test sees every task.
 
     Attributes:
@@ -129,7 +131,7 @@ class InProcessPool(EvaluationPool):
         for task in tasks:
             self.asked.append(task)
             reason = self._fails(task)
-            yield task, Failure(reason) if reason else self._evaluator.evaluate(task.candidate, task.sample)
+            yield task, Failure(reason) if reason else self._evaluator.evaluate(task)
 
     def close(self) -> None:
         pass
@@ -144,8 +146,8 @@ class Formula:
     def __call__(self) -> Formula:
         return self
 
-    def evaluate(self, candidate: Candidate, sample: str) -> BlockScore:
-        return BlockScore((self._loss(candidate, sample) * self._tokens,), self._tokens, 0.001)
+    def evaluate(self, task: Task) -> BlockScore:
+        return BlockScore((self._loss(task.candidate, task.sample) * self._tokens,), self._tokens, 0.001)
 
 
 @contextmanager

@@ -28,7 +28,8 @@ def demo(
     from longrope.demo.corpus import python_version, write_held_out, write_training
     from longrope.search.run import refuse_other_run
     from longrope.search.search import search
-    from longrope.search.settings import AlgorithmSettings, DataSettings, ExecutionSettings, SearchSettings
+    from longrope.search.settings import AlgorithmSettings, DataSettings, SearchSettings
+    from longrope.workers.settings import ExecutionSettings
 
     refuse_other_run(Path(output), resume)
     with ConsoleProgress() as progress:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from longrope.search.settings import AlgorithmSettings, DataSettings, ExecutionSettings
+    from longrope.search.settings import AlgorithmSettings, DataSettings
+    from longrope.workers.settings import ExecutionSettings
 
 _DATA, _SEARCH, _RUN = "Data", "Search", "Execution"
 
@@ -118,7 +119,7 @@ def data_settings(options: dict[str, Any]) -> DataSettings:
 
 def execution_settings(options: dict[str, Any]) -> ExecutionSettings:
     """Execution settings from a command's options by their Python names."""
-    from longrope.search.settings import ExecutionSettings
+    from longrope.workers.settings import ExecutionSettings
 
     return ExecutionSettings(
         workers=options["workers"],

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from longrope.search.progress import Progress
+from longrope.runs.progress import Progress
 
 PLAIN_LINE_SECONDS = 15.0
 

@@ -13,7 +13,7 @@ from longrope.exceptions import InvalidInputError, RunFailedError
 from longrope.finetune.failure import raise_failure, report_failure
 from longrope.finetune.launch import Plan
 from longrope.finetune.meeting import LONGEST_WAIT
-from longrope.search.room import usable_cpus
+from longrope.workers.room import usable_cpus
 
 
 def run_by_ray(folder: Path, device: str, plan: Plan) -> None:

@@ -40,7 +40,7 @@ from longrope.finetune.settings import FinetuneSettings
 from longrope.finetune.world import World
 from longrope.model.load import check_attention, fingerprint, resolve_source
 from longrope.model.rope_config import check_attention_span, read_rope
-from longrope.search.run import versions
+from longrope.runs.provenance import versions
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from longrope.exceptions import RunExistsError, SettingsError
 from longrope.files import write_text_atomically
 from longrope.finetune.settings import FinetuneSettings
-from longrope.locks import FolderLock
+from longrope.runs.locks import FolderLock
 
 RUN_FILE = "run.json"
 FACTORS_FILE = "factors.json"

@@ -14,7 +14,7 @@ from typing import IO
 
 from longrope.exceptions import RunFailedError
 from longrope.finetune.failure import raise_failure
-from longrope.search.room import usable_cpus
+from longrope.workers.room import usable_cpus
 
 LOGS = "logs"
 

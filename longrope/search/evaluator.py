@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from longrope.model.load import ModelSource
 from longrope.rope.factors import RopeFactors
-from longrope.search.candidate import Candidate
-from longrope.search.evaluation import BlockScore
+from longrope.search.evaluation import BlockScore, Task
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class ModelEvaluator:
         self._template = template
         self._samples = samples
 
-    def evaluate(self, candidate: Candidate, sample: str) -> BlockScore:
+    def evaluate(self, task: Task) -> BlockScore:
         """NLL sums of the sample's blocks; the time is that of the model alone.
 
         Raises:
@@ -57,8 +56,8 @@ class ModelEvaluator:
         """
         from longrope.model.score import score_blocks
 
-        tokens = self._samples[sample]
-        factors = candidate.to_factors(self._template, len(tokens))
+        tokens = self._samples[task.sample]
+        factors = task.candidate.to_factors(self._template, len(tokens))
         started = time.perf_counter()
         nll = score_blocks(self._model, tokens, [factors])[0]
         seconds = time.perf_counter() - started

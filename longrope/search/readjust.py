@@ -18,30 +18,29 @@ from longrope.model.rope_config import ModelRope
 from longrope.rope.attention_factor import resolve
 from longrope.rope.factors import RopeFactors
 from longrope.rope.policy import FactorSchedule, FixedFactors, Window, load_factors
+from longrope.runs.model import LoadedModel, numeric_settings, open_model
+from longrope.runs.progress import Progress
+from longrope.runs.provenance import versions
 from longrope.search.baselines import Baseline, both_attention_factors
 from longrope.search.candidate import Candidate
 from longrope.search.comparison import PairedDifference, paired_difference, table
 from longrope.search.genetic import GeneticSearch
-from longrope.search.progress import Progress
 from longrope.search.run import (
     FACTORS_FILE,
     TABLE_FILE,
     WINDOW_JOURNALS,
-    LoadedModel,
     announce,
     describe_samples,
-    numeric_settings,
-    open_model,
     open_samples,
     open_scorer,
     refuse_other_run,
     sample_digests,
-    versions,
 )
 from longrope.search.search import planned, results_record, space_settings
-from longrope.search.settings import AlgorithmSettings, DataSettings, ExecutionSettings
+from longrope.search.settings import AlgorithmSettings, DataSettings
 from longrope.search.solve import Problem, Solution, solve
 from longrope.search.space import SearchSpace
+from longrope.workers.settings import ExecutionSettings
 
 READJUST_LAMBDA_MAX_SHARE = 0.5
 """Largest lambda of a readjustment over that of the long factors; the paper reduces it, but gives no figure."""

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longrope import __version__
 from longrope.data.documents import read_documents
 from longrope.data.samples import Sample, SampleSet, draw_samples
 from longrope.exceptions import RunExistsError
 from longrope.files import write_text_atomically
 from longrope.lengths import format_length
-from longrope.model.load import ModelSource, check_attention, fingerprint, resolve_source
-from longrope.model.rope_config import ModelRope, read_rope
+from longrope.runs.journal import Journal
+from longrope.runs.model import LoadedModel
+from longrope.runs.progress import Progress
+from longrope.runs.provenance import machine, versions
 from longrope.search.comparison import held_out_samples
-from longrope.search.evaluation import EvaluationPool
 from longrope.search.evaluator import ModelEvaluatorFactory
-from longrope.search.journal import Journal
-from longrope.search.progress import Progress
 from longrope.search.scorer import Scorer
-from longrope.search.settings import DataSettings, ExecutionSettings
+from longrope.search.settings import DataSettings
+from longrope.workers.settings import ExecutionSettings
+from longrope.workers.start import make_pool
 
 JOURNAL_FILE = "evaluations.jsonl"
 FACTORS_FILE = "factors.json"
@@ -36,45 +33,6 @@ TABLE_FILE = "results.csv"
 NOTED_DOCUMENTS = 1000
 STREAM_DOCUMENTS = 2000
 """Documents of a hub dataset to read when no number is given: enough to draw from, and hours less than all."""
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """What the driver knows of a model: everything but its weights."""
-
-    source: ModelSource
-    rope: ModelRope
-    tokenizer: Any
-    fingerprint: str
-    config: Any
-
-    def describe(self) -> dict[str, Any]:
-        """Which model this is, for provenance."""
-        return {
-            "name": self.source.name,
-            "revision": self.source.revision,
-            "model_type": self.config.model_type,
-            "fingerprint": self.fingerprint,
-        }
-
-
-def open_model(name: str, execution: ExecutionSettings, revision: str | None = None) -> LoadedModel:
-    """Read the config, the RoPE and the tokenizer of a model."""
-    source = resolve_source(
-        name,
-        dtype=execution.dtype,
-        device=execution.device,
-        attention=execution.attention,
-        trust_remote_code=execution.trust_remote_code,
-        revision=revision,
-        gpus_per_worker=1 if execution.gpus_per_worker is None else execution.gpus_per_worker,
-        elsewhere=execution.ray_address is not None,
-    )
-    folder = source.folder()
-    config = source.load_config()
-    check_attention(config, source.attention)  # here, before evaluators start
-    rope = read_rope(config, folder)
-    return LoadedModel(source, rope, source.load_tokenizer(), fingerprint(folder), config)
 
 
 def open_samples(data: DataSettings, tokenizer: Any, length: int, seed: int, progress: Progress) -> SampleSet:
@@ -140,7 +98,7 @@ def open_scorer(
             model.source, model.rope.policy.reference, {sample.digest: sample.tokens for sample in every}
         )
         started = time.perf_counter()
-        with make_pool(factory, execution, model.source.device in ("cuda", "auto"), progress) as pool:
+        with make_pool(factory, execution, model.source.device in ("cuda", "auto"), progress.note) as pool:
             scorer = Scorer(pool, journal, progress)
             yield scorer
             workers = pool.workers
@@ -157,51 +115,6 @@ def _open_journal(path: Path, settings: Mapping[str, Any], resume: bool) -> Iter
         finally:
             if not journal.events:
                 path.unlink()
-
-
-def make_pool(
-    factory: ModelEvaluatorFactory, execution: ExecutionSettings, on_gpu: bool, progress: Progress
-) -> EvaluationPool:
-    """The pool the settings name."""
-    workers = execution.worker_count(on_gpu)
-    options: dict[str, Any] = {
-        "threads": execution.threads_per_worker,
-        "gpus_per_worker": execution.gpus(on_gpu),
-        "events": progress.note,
-    }
-    if execution.executor == "ray":
-        from longrope.search.ray_pool import RayPool
-
-        return RayPool(factory, workers, address=execution.ray_address, **options)
-    from longrope.search.local_pool import LocalPool
-
-    assert workers is not None, "only a cluster is counted later"
-    return LocalPool(factory, workers, **options)
-
-
-def numeric_settings(model: LoadedModel, execution: ExecutionSettings) -> dict[str, Any]:
-    """What decides the bits of a score beside the candidate and the sample."""
-    return {
-        "dtype": model.source.dtype,
-        "device": "cuda" if model.source.device == "auto" else model.source.device.split(":")[0],
-        "attention": model.source.attention,
-        "threads_per_worker": execution.threads_per_worker,
-    }
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result may depend on."""
-    import numpy
-    import torch
-    import transformers
-
-    return {
-        "longrope": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": numpy.__version__,
-    }
 
 
 def describe_samples(samples: SampleSet) -> dict[str, Any]:
@@ -244,11 +157,7 @@ def _write_run_file(folder: Path, scorer: Scorer, execution: ExecutionSettings, 
         "evaluations": scorer.evaluated,
         "wall_seconds": round(seconds, 3),
         "model_seconds": round(scorer.model_seconds, 3),
-        "machine": {
-            "system": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "cpus": os.cpu_count(),
-        },
+        "machine": machine(),
         "versions": versions(),
     }
     write_text_atomically(folder / RUN_FILE, json.dumps(record, indent=2) + "\n")

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 
 from longrope.data.samples import Sample
 from longrope.model.score import perplexity
+from longrope.runs.journal import Journal
+from longrope.runs.progress import Progress
 from longrope.search.candidate import Candidate
-from longrope.search.evaluation import BlockScore, EvaluationPool, Failure, Task
-from longrope.search.journal import Journal
-from longrope.search.progress import Progress
+from longrope.search.evaluation import BlockScore, Task
+from longrope.workers.pool import EvaluationPool, Failure
 
 
 class Scorer:
@@ -21,7 +22,7 @@ class Scorer:
         model_seconds: time its workers spent in the model for them.
     """
 
-    def __init__(self, pool: EvaluationPool, journal: Journal, progress: Progress) -> None:
+    def __init__(self, pool: EvaluationPool[Task, BlockScore], journal: Journal, progress: Progress) -> None:
         self._pool = pool
         self._journal = journal
         self._progress = progress

@@ -13,6 +13,9 @@ from longrope.lengths import format_length
 from longrope.model.rope_config import check_attention_span
 from longrope.rope.attention_factor import resolve
 from longrope.rope.factors import RopeFactors
+from longrope.runs.model import LoadedModel, numeric_settings, open_model
+from longrope.runs.progress import Progress
+from longrope.runs.provenance import versions
 from longrope.search.baselines import both_attention_factors, published_baselines
 from longrope.search.candidate import Candidate
 from longrope.search.comparison import (
@@ -23,20 +26,15 @@ from longrope.search.comparison import (
     table,
 )
 from longrope.search.genetic import GeneticSearch, GeneticSettings
-from longrope.search.progress import Progress
 from longrope.search.run import (
     FACTORS_FILE,
     TABLE_FILE,
-    LoadedModel,
     announce,
     describe_samples,
-    numeric_settings,
-    open_model,
     open_samples,
     open_scorer,
     refuse_other_run,
     sample_digests,
-    versions,
 )
 from longrope.search.settings import SearchSettings
 from longrope.search.solve import Problem, Solution, solve

@@ -10,14 +10,15 @@ from longrope.data.samples import SampleSet
 from longrope.exceptions import RunFailedError
 from longrope.model.rope_config import ModelRope
 from longrope.rope.policy import FixedFactors
+from longrope.runs.progress import Progress
 from longrope.search.algorithm import SearchAlgorithm
 from longrope.search.baselines import Baseline
 from longrope.search.candidate import Candidate
 from longrope.search.comparison import MethodResult, compare
-from longrope.search.evaluation import BlockScore, Failure, Task
-from longrope.search.progress import Progress
+from longrope.search.evaluation import BlockScore, Task
 from longrope.search.scorer import Scorer
 from longrope.search.space import SearchSpace
+from longrope.workers.pool import Failure
 
 SEARCHED = "longrope"
 PROBES = 3

@@ -12,7 +12,7 @@ import pytest
 from tiny_runs import ENVIRONMENT
 
 from longrope.exceptions import RunExistsError
-from longrope.locks import FolderLock
+from longrope.runs.locks import FolderLock
 
 _LAUNCHED = """
 import signal, sys
@@ -50,7 +50,7 @@ _KILLED_LAUNCHER = """
 import os, sys
 from pathlib import Path
 from longrope.finetune.torchrun import run_to_end
-from longrope.locks import FolderLock
+from longrope.runs.locks import FolderLock
 
 lock = FolderLock(Path(sys.argv[2]))
 lock.acquire()

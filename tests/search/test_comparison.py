@@ -20,6 +20,8 @@ from longrope.model.score import BLOCK, score_blocks
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import linear, ntk
 from longrope.rope.policy import FixedFactors
+from longrope.runs.journal import Journal
+from longrope.runs.progress import Progress
 from longrope.search.baselines import Baseline, published_baselines
 from longrope.search.candidate import Candidate
 from longrope.search.comparison import (
@@ -31,8 +33,6 @@ from longrope.search.comparison import (
     table,
 )
 from longrope.search.evaluator import ModelEvaluator
-from longrope.search.journal import Journal
-from longrope.search.progress import Progress
 from longrope.search.scorer import Scorer
 
 PLAIN = RopeFactors.identity(10000.0, 16, 256)

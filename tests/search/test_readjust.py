@@ -19,11 +19,12 @@ from longrope.model.rope_config import read_rope
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import linear, yarn
 from longrope.rope.policy import FactorSchedule, Window, load_factors
+from longrope.runs.journal import read_journal
+from longrope.runs.progress import Progress
 from longrope.search.candidate import Candidate
-from longrope.search.journal import read_journal
-from longrope.search.progress import Progress
 from longrope.search.readjust import ReadjustReport, ReadjustSettings, readjust
-from longrope.search.settings import AlgorithmSettings, DataSettings, ExecutionSettings
+from longrope.search.settings import AlgorithmSettings, DataSettings
+from longrope.workers.settings import ExecutionSettings
 
 PLAIN = RopeFactors.identity(10000.0, 16, 64)
 LONG = yarn(PLAIN, 1024)  # lambdas from 1 to 16

@@ -18,9 +18,9 @@ import pytest
 from tiny_search import InProcessPool, search_in_process, settings
 
 from longrope.exceptions import RunExistsError, UnsupportedModelError
+from longrope.runs.journal import read_journal
+from longrope.runs.progress import Progress
 from longrope.search.candidate import Candidate
-from longrope.search.journal import read_journal
-from longrope.search.progress import Progress
 from longrope.search.search import SearchReport, search
 from longrope.search.settings import SearchSettings
 

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrope.data.samples import Sample
+from longrope.runs.journal import Journal, read_journal
+from longrope.runs.progress import Progress
 from longrope.search.candidate import Candidate
-from longrope.search.evaluation import BlockScore, EvaluationPool, Failure, Task
-from longrope.search.journal import Journal, read_journal
-from longrope.search.progress import Progress
+from longrope.search.evaluation import BlockScore, Task
 from longrope.search.scorer import Scorer
+from longrope.workers.pool import EvaluationPool, Failure
 
 SAMPLES = [Sample(f"text {index}", np.arange(index, index + 8)) for index in range(3)]
 CANDIDATES = [Candidate((1.0, value), n_hat, 1.1) for value in (1.0, 1.5, 2.0) for n_hat in (0, 4)]

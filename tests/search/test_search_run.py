@@ -26,17 +26,19 @@ from longrope.model.rope_config import ModelRope
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import linear, ntk, yarn
 from longrope.rope.policy import FixedFactors, load_factors
+from longrope.runs.journal import Journal, read_journal
+from longrope.runs.model import open_model
+from longrope.runs.progress import Progress
 from longrope.search.candidate import Candidate
 from longrope.search.evaluation import Task
 from longrope.search.genetic import GeneticSearch, GeneticSettings
-from longrope.search.journal import Journal, read_journal
-from longrope.search.progress import Progress
-from longrope.search.run import open_model, open_samples
+from longrope.search.run import open_samples
 from longrope.search.scorer import Scorer
 from longrope.search.search import SearchReport, planned, search
-from longrope.search.settings import DataSettings, ExecutionSettings
+from longrope.search.settings import DataSettings
 from longrope.search.solve import Problem, Solution, solve
 from longrope.search.space import SearchSpace
+from longrope.workers.settings import ExecutionSettings
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ from pool_evaluators import ScriptedFactory, Watched
 import longrope
 from longrope.exceptions import DataError, FactorsError, InvalidInputError, SettingsError, WorkerError
 from longrope.search.candidate import Candidate
-from longrope.search.evaluation import BlockScore, Failure, Task
-from longrope.search.local_pool import LocalPool, device_share
+from longrope.search.evaluation import BlockScore, Task
+from longrope.workers.local_pool import LocalPool, device_share
+from longrope.workers.pool import Failure
 
 KILLED = "the evaluator died (signal 9)"
 
@@ -237,7 +238,7 @@ from pathlib import Path
 from pool_evaluators import ScriptedFactory
 from longrope.search.candidate import Candidate
 from longrope.search.evaluation import Task
-from longrope.search.local_pool import LocalPool
+from longrope.workers.local_pool import LocalPool
 
 pool = LocalPool(ScriptedFactory(Path(sys.argv[1])), 2)
 candidate = Candidate((1.0,), 0, 1.0)

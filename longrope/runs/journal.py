@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from longrope.exceptions import InvalidInputError, RunExistsError, RunFailedError
-from longrope.locks import lock_run
+from longrope.runs.locks import lock_run
 
 SCHEMA_VERSION = 1
 HEADER_START = b'{"kind": "header"'

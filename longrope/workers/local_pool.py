@@ -14,10 +14,10 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from longrope.exceptions import SettingsError, WorkerError
-from longrope.search.dispatch import WorkerPool
-from longrope.search.evaluation import EvaluatorFactory, Task
-from longrope.search.room import gpu_room
-from longrope.search.worker import Died, NotLoaded, Reply, Worker, not_loaded, thread_environment
+from longrope.workers.dispatch import WorkerPool
+from longrope.workers.pool import EvaluatorFactory, Labelled
+from longrope.workers.room import gpu_room
+from longrope.workers.worker import Died, NotLoaded, Reply, Worker, not_loaded, thread_environment
 
 SPAWN = multiprocessing.get_context("spawn")  # fork would copy locks and CUDA contexts in whatever state they are
 LIVENESS_SECONDS = 1.0  # between looks at what normally announces itself
@@ -70,7 +70,7 @@ class LocalPool(WorkerPool):
         self._processes[worker].kill()
         self._bury(worker)
 
-    def _submit(self, worker: int, task: Task) -> None:
+    def _submit(self, worker: int, task: Labelled) -> None:
         with suppress(OSError):
             self._connections[worker].send(task)
 

@@ -14,10 +14,11 @@ import pytest
 from pool_evaluators import ScriptedFactory, Watched
 
 from longrope.exceptions import DataError, SettingsError, WorkerError
-from longrope.search import ray_pool
 from longrope.search.candidate import Candidate
-from longrope.search.evaluation import BlockScore, Failure, Task
-from longrope.search.ray_pool import RayPool
+from longrope.search.evaluation import BlockScore, Task
+from longrope.workers import ray_pool
+from longrope.workers.pool import Failure
+from longrope.workers.ray_pool import RayPool
 
 ray = pytest.importorskip("ray")
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from longrope.exceptions import WorkerError
 from longrope.search.candidate import Candidate
-from longrope.search.dispatch import STARTS, WorkerPool
-from longrope.search.evaluation import BlockScore, Failure, Task
-from longrope.search.worker import Died, NotLoaded, Raised, Ready, Reply
+from longrope.search.evaluation import BlockScore, Task
+from longrope.workers.dispatch import STARTS, WorkerPool
+from longrope.workers.pool import Failure
+from longrope.workers.worker import Died, Done, NotLoaded, Raised, Ready, Reply
 
 ATTEMPTS = 3
 FAULTS = {"ok": None, "raise": Raised("raised"), "die": Died("died")}
@@ -67,7 +68,7 @@ class SimulatedPool(WorkerPool):
         plan = self.plans[number]
         attempt = self.begun[number]
         self.begun[number] += 1
-        self.doing[worker] = FAULTS[plan[attempt] if attempt < len(plan) else "ok"] or score(number)
+        self.doing[worker] = FAULTS[plan[attempt] if attempt < len(plan) else "ok"] or Done(score(number))
 
     def _wait(self) -> list[tuple[int, Reply]]:
         assert self.doing, "waits for workers of which none has anything to do: would hang"

@@ -9,7 +9,7 @@ from pool_evaluators import ScriptedFactory
 
 from longrope.search.candidate import Candidate
 from longrope.search.evaluation import BlockScore, Task
-from longrope.search.ray_pool import RayPool
+from longrope.workers.ray_pool import RayPool
 
 ray = pytest.importorskip("ray")
 

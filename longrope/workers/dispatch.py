@@ -7,10 +7,11 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from longrope.exceptions import SettingsError, WorkerError
-from longrope.search.evaluation import BlockScore, EvaluationPool, Failure, Task
-from longrope.search.worker import Died, NotLoaded, Raised, Ready, Reply
+from longrope.workers.pool import EvaluationPool, Failure, Labelled
+from longrope.workers.worker import Died, Done, NotLoaded, Raised, Ready, Reply
 
 STARTS = 3  # times in a row that a worker may fail to start before it is given up
 
@@ -19,7 +20,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _Job:
-    task: Task
+    task: Any
     attempts: int = 0
     failed_on: set[int] = field(default_factory=set)  # numbers of the workers
 
@@ -39,7 +40,7 @@ class _Slot:
     given_up: bool = False
 
 
-class WorkerPool(EvaluationPool):
+class WorkerPool(EvaluationPool[Any, Any]):
     """A pool whose subclass knows how to start, feed and hear workers, numbered from 0.
 
     A worker has one task at a time and gets the next as soon as its result is there, before that result is yielded:
@@ -97,7 +98,7 @@ class WorkerPool(EvaluationPool):
         """End a living and idle worker, to be replaced."""
 
     @abstractmethod
-    def _submit(self, worker: int, task: Task) -> None:
+    def _submit(self, worker: int, task: Labelled) -> None:
         """Give a ready and idle worker a task. If it has died, ``_wait`` says so later."""
 
     @abstractmethod
@@ -130,7 +131,7 @@ class WorkerPool(EvaluationPool):
             self._closed = True
             self._shut()
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, BlockScore | Failure]]:
+    def run(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         assert not self._running, "one run at a time: finish or close the other iterator first"
         self.start()
         self._running = True
@@ -140,7 +141,7 @@ class WorkerPool(EvaluationPool):
                 self._hand_out(source)
                 if not any(slot.job for slot in self._slots) and not self._has_more(source):
                     return
-                finished: list[tuple[Task, BlockScore | Failure]] = []
+                finished: list[tuple[Any, Any]] = []
                 replies = self._wait()
                 for worker, reply in replies:
                     finished += self._receive(worker, reply)
@@ -155,14 +156,14 @@ class WorkerPool(EvaluationPool):
             for slot in self._slots:
                 slot.job = None
 
-    def _hand_out(self, source: Iterator[Task], patient: bool = True) -> None:
+    def _hand_out(self, source: Iterator[Any], patient: bool = True) -> None:
         for worker, slot in enumerate(self._slots):
             if slot.ready and not slot.busy and (job := self._next_job(worker, source, patient)):
                 job.attempts += 1
                 slot.job, slot.busy = job, True
                 self._submit(worker, job.task)
 
-    def _next_job(self, worker: int, source: Iterator[Task], patient: bool) -> _Job | None:
+    def _next_job(self, worker: int, source: Iterator[Any], patient: bool) -> _Job | None:
         for job in self._waiting:
             if worker not in job.failed_on or not self._others_for(job, patient):
                 self._waiting.remove(job)
@@ -177,13 +178,13 @@ class WorkerPool(EvaluationPool):
             if worker not in job.failed_on
         )
 
-    def _has_more(self, source: Iterator[Task]) -> bool:
+    def _has_more(self, source: Iterator[Any]) -> bool:
         """Whether a job is waiting; takes the next task if none is waiting for another attempt."""
         if not self._waiting and (job := next(map(_Job, source), None)):
             self._waiting.append(job)
         return bool(self._waiting)
 
-    def _receive(self, worker: int, reply: Reply) -> list[tuple[Task, BlockScore | Failure]]:
+    def _receive(self, worker: int, reply: Reply) -> list[tuple[Any, Any]]:
         """Note a reply; the result that it brings, if any."""
         slot = self._slots[worker]
         if isinstance(reply, NotLoaded | Raised) and reply.trace:
@@ -204,13 +205,10 @@ class WorkerPool(EvaluationPool):
             self._replace(worker, f"evaluator {worker} raised ({reply.reason}), replaced")
         if job is None:
             return []
-        if isinstance(reply, BlockScore):
-            return [(job.task, reply)]
+        if isinstance(reply, Done):
+            return [(job.task, reply.result)]
         reason = f"the evaluator died ({reply.reason})" if isinstance(reply, Died) else reply.reason
-        self._tell(
-            f"attempt {job.attempts} of {self._attempts} at candidate {job.task.candidate.key}, "
-            f"sample {job.task.sample[:8]} failed: {reason}"
-        )
+        self._tell(f"attempt {job.attempts} of {self._attempts} at {job.task.label} failed: {reason}")
         if job.attempts < self._attempts:
             job.failed_on.add(worker)
             self._waiting.append(job)

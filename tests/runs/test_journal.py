@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longrope.exceptions import InvalidInputError, RunExistsError, RunFailedError
-from longrope.search.journal import Journal, read_journal
+from longrope.runs.journal import Journal, read_journal
 
 SETTINGS = {"target_length": 2048, "search": {"seed": 1, "n_hat": (0, 4)}, "samples": ["a1", "b2"]}
 
@@ -207,7 +207,7 @@ def test_a_second_writer_is_refused_until_the_first_has_closed(path):
 
 WRITER = """
 import sys
-from longrope.search.journal import Journal
+from longrope.runs.journal import Journal
 journal = Journal.create(sys.argv[1], {"seed": 1})
 for number in range(1000):
     journal.append({"number": number})

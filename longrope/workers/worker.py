@@ -8,9 +8,10 @@ from __future__ import annotations
 import sys
 import traceback
 from dataclasses import dataclass
+from typing import Any
 
 from longrope import exceptions
-from longrope.search.evaluation import BlockScore, Evaluator, EvaluatorFactory, Task
+from longrope.workers.pool import Evaluator, EvaluatorFactory
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,14 @@ class Died:
     reason: str
 
 
-Reply = Ready | NotLoaded | BlockScore | Raised | Died
+@dataclass(frozen=True)
+class Done:
+    """A task is done; ``result`` is what the evaluator gave."""
+
+    result: Any
+
+
+Reply = Ready | NotLoaded | Done | Raised | Died
 
 
 class Worker:
@@ -82,13 +90,13 @@ class Worker:
             return not_loaded(error)
         return Ready()
 
-    def evaluate(self, task: Task) -> BlockScore | Raised:
-        """Score one task."""
+    def evaluate(self, task: Any) -> Done | Raised:
+        """Do one task."""
         assert self._evaluator is not None, "load before evaluate"
         try:
             # Again before each evaluation: torch may have been imported since, and results depend on it.
             self._limit_threads()
-            return self._evaluator.evaluate(task.candidate, task.sample)
+            return Done(self._evaluator.evaluate(task))
         except Exception as error:
             return Raised(one_line(error), traceback.format_exc(), harmless=isinstance(error, ArithmeticError))
 

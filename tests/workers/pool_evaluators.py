@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from longrope.exceptions import DataError, FactorsError
-from longrope.search.candidate import Candidate
-from longrope.search.evaluation import BlockScore
+from longrope.search.evaluation import BlockScore, Task
 
 
 class LocalFactorsError(FactorsError):
@@ -45,7 +44,8 @@ class ScriptedEvaluator:
         self._folder = folder
         self._held: list[TextIO] = []
 
-    def evaluate(self, candidate: Candidate, sample: str) -> BlockScore:
+    def evaluate(self, task: Task) -> BlockScore:
+        candidate, sample = task.candidate, task.sample
         verb, _, name = sample.partition(":")
         if verb in ("raise", "raise-once", "die", "die-once"):
             with (self._folder / f"{name}.attempts").open("a") as file:

@@ -10,10 +10,10 @@ import torch
 from pool_evaluators import ScriptedFactory
 
 from longrope.exceptions import SettingsError
-from longrope.search import room
-from longrope.search.local_pool import LocalPool
-from longrope.search.room import gpu_room, usable_cpus
-from longrope.search.settings import ExecutionSettings
+from longrope.workers import room
+from longrope.workers.local_pool import LocalPool
+from longrope.workers.room import gpu_room, usable_cpus
+from longrope.workers.settings import ExecutionSettings
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from longrope.exceptions import SettingsError, WorkerError
-from longrope.search.dispatch import WorkerPool
-from longrope.search.evaluation import EvaluatorFactory, Task
-from longrope.search.room import gpu_room
-from longrope.search.worker import Died, NotLoaded, Raised, Reply, Worker, one_line, thread_environment
+from longrope.workers.dispatch import WorkerPool
+from longrope.workers.pool import EvaluatorFactory, Labelled
+from longrope.workers.room import gpu_room
+from longrope.workers.worker import Died, NotLoaded, Raised, Reply, Worker, one_line, thread_environment
 
 OBJECT_STORE_BYTES = 200_000_000  # of a Ray started here; the factory is all it holds, and larger ones spill to disk
 PATIENCE_SECONDS = 300.0  # without any node for an evaluator, after which a run ends that had some before
@@ -131,7 +131,7 @@ class RayPool(WorkerPool):
         self._running_references[worker] = actor.__ray_ready__.remote()
         self._pending[worker] = actor.load.remote(self._factory_reference)
 
-    def _submit(self, worker: int, task: Task) -> None:
+    def _submit(self, worker: int, task: Labelled) -> None:
         self._pending[worker] = self._actors[worker].evaluate.remote(task)
 
     def _wait(self) -> list[tuple[int, Reply]]:

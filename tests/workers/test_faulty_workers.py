@@ -11,16 +11,17 @@ import pytest
 
 from longrope.exceptions import DataError, InvalidInputError, WorkerError
 from longrope.search.candidate import Candidate
-from longrope.search.dispatch import WorkerPool
-from longrope.search.evaluation import BlockScore, Failure, Task
-from longrope.search.worker import Died, NotLoaded, Raised, Ready, Reply, Worker
+from longrope.search.evaluation import BlockScore, Task
+from longrope.workers.dispatch import WorkerPool
+from longrope.workers.pool import Failure
+from longrope.workers.worker import Died, Done, NotLoaded, Raised, Ready, Reply, Worker
 
 SCORE = BlockScore((1.0,), 256, 0.0)
 CUDA = Raised("CUDA error: an illegal memory access was encountered", "Traceback: in attention")
 LOAD_SECONDS, EVALUATION_SECONDS, FAULT_SECONDS = 60.0, 10.0, 0.01
 
 Start = Callable[[int, int], Reply]  # of a worker and how often that number was started before
-Evaluate = Callable[[int, int, int], Reply]  # the same, and the number of the task
+Evaluate = Callable[[int, int, int], Reply | BlockScore]  # the same, and the number of the task
 
 
 def task(number: int) -> Task:
@@ -71,7 +72,10 @@ class ClockedPool(WorkerPool):
         number, start = int(task.candidate.lambdas[1]), self.starts[worker] - 1
         self.tried.setdefault(number, []).append((worker, start))
         reply = self.script_evaluate(worker, start, number)
-        self._later(worker, EVALUATION_SECONDS if isinstance(reply, BlockScore) else FAULT_SECONDS, reply)
+        if isinstance(reply, BlockScore):
+            self._later(worker, EVALUATION_SECONDS, Done(reply))
+        else:
+            self._later(worker, FAULT_SECONDS, reply)
 
     def _wait(self) -> list[tuple[int, Reply]]:
         if not self.coming:
@@ -92,7 +96,7 @@ def run(pool: ClockedPool, count: int) -> dict[Task, BlockScore | Failure]:
 @pytest.mark.parametrize("cured", [True, False], ids=["sticky error", "broken GPU"])
 @pytest.mark.parametrize("fault", [CUDA, Died("signal 9"), Raised("loss is not finite", harmless=True)])
 def test_one_bad_worker_of_several_fails_no_task(cured: bool, fault: Reply) -> None:
-    def evaluate(worker: int, start: int, number: int) -> Reply:
+    def evaluate(worker: int, start: int, number: int) -> Reply | BlockScore:
         return fault if worker == 3 and (start == 0 or not cured) else SCORE
 
     assert run(ClockedPool(8, evaluate), 160) == dict.fromkeys(tasks(160), SCORE)
@@ -171,7 +175,7 @@ def test_starts_that_fail_now_and_then_do_not_add_up() -> None:
 @pytest.mark.parametrize(("error", "harmless"), [(FloatingPointError("not finite"), True), (MemoryError(), False)])
 def test_only_the_numbers_are_harmless(error: Exception, harmless: bool) -> None:
     class Broken:
-        def evaluate(self, candidate: Candidate, sample: str) -> BlockScore:
+        def evaluate(self, task: Task) -> BlockScore:
             raise error
 
     worker = Worker(1)

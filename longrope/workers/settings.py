@@ -1,0 +1,65 @@
+"""Where the work of a run is done; every name is also an option of the command line."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from longrope.exceptions import SettingsError
+from longrope.workers.room import gpu_room, usable_cpus
+
+EXECUTORS = ("local", "ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionSettings:
+    """How and where evaluations run. None of it changes the result, except what is loaded: dtype, device, attention.
+
+    Attributes:
+        workers: evaluators; one a GPU, or one for every ``threads_per_worker`` CPU cores, when not given.
+        threads_per_worker: CPU threads of each evaluator; fixed, because it can change the last bits of a score.
+        gpus_per_worker: whole, several (the model is spread over them) or a fraction (evaluators share one).
+        executor: ``local`` or ``ray``.
+        ray_address: an existing cluster, ``auto`` or ``ray://host:port``; RAY_ADDRESS when not given.
+    """
+
+    workers: int | None = None
+    threads_per_worker: int = 1
+    gpus_per_worker: float | None = None
+    executor: str = "local"
+    ray_address: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    attention: str = "sdpa"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.executor not in EXECUTORS:
+            raise SettingsError(f"executor {self.executor!r} is not known; use {' or '.join(EXECUTORS)}")
+        if self.ray_address is not None and self.executor != "ray":
+            raise SettingsError("a ray address was given for the local executor; add --executor ray")
+        if self.executor == "ray" and self.ray_address is None:  # as Ray itself would
+            object.__setattr__(self, "ray_address", os.environ.get("RAY_ADDRESS") or None)
+        if self.workers is not None and self.workers < 1:
+            raise SettingsError(f"workers is {self.workers}; give at least 1")
+        if self.threads_per_worker < 1:
+            raise SettingsError(f"threads per worker is {self.threads_per_worker}; give at least 1")
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+            raise SettingsError(f"GPUs per worker is {self.gpus_per_worker}; give 0 or more")
+
+    def gpus(self, on_gpu: bool) -> float:
+        """GPUs of each worker, given whether the model is loaded on one."""
+        return (1.0 if self.gpus_per_worker is None else self.gpus_per_worker) if on_gpu else 0.0
+
+    def worker_count(self, on_gpu: bool) -> int | None:
+        """Workers to start; where the user named no number, what this machine has room for, or None on a cluster."""
+        if self.workers is not None:
+            return self.workers
+        return None if self.ray_address is not None else self._local_count(self.gpus(on_gpu))
+
+    def _local_count(self, share: float) -> int:
+        if share:
+            import torch
+
+            return max(gpu_room(torch.cuda.device_count(), share), 1)
+        return max(usable_cpus() // self.threads_per_worker, 1)
