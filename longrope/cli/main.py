@@ -16,6 +16,7 @@ from longrope import __version__
 from longrope.cli.apply import apply
 from longrope.cli.check import check
 from longrope.cli.demo import demo
+from longrope.cli.evaluate import compare, evaluate
 from longrope.cli.export import export
 from longrope.cli.finetune import finetune
 from longrope.cli.import_factors import import_factors
@@ -64,9 +65,10 @@ def _options(
     """Extend the context window of RoPE language models the LongRoPE way."""
 
 
-for command in (search, finetune, readjust, show, apply, check, merge, demo):
+for command in (search, finetune, readjust, compare, show, apply, check, merge, demo):
     app.command()(command)
 app.command("import")(import_factors)
+app.add_typer(evaluate, name="evaluate")
 app.add_typer(export, name="export")
 
 

@@ -14,6 +14,7 @@ from longrope.lengths import format_length
 if TYPE_CHECKING:
     import pandas as pd
 
+    from longrope.evaluation.run import EvaluationReport
     from longrope.finetune.run import FinetuneReport
     from longrope.rope.factors import RopeFactors
     from longrope.search.comparison import PairedDifference
@@ -82,6 +83,16 @@ def print_finetune(report: FinetuneReport) -> None:
     out.print(f"{report.result.name} in {report.result}", soft_wrap=True)
     if report.result.name == "adapter":
         out.print(f"longrope merge {report.result} --output DIR makes a plain model of it", soft_wrap=True)
+
+
+def print_evaluation(report: EvaluationReport) -> None:
+    """The table, what failed, and where the files are."""
+    out = console()
+    frame = report.table.assign(length=[format_length(length) for length in report.table["length"]])
+    print_table(frame, f"{report.suite}, 95% interval over documents")
+    for label, reason in report.failures.items():
+        out.print(f"failed: {label}: {reason}", soft_wrap=True)
+    out.print(f"table, records and settings in {report.folder}", soft_wrap=True)
 
 
 def print_factors(factors: RopeFactors, max_length: int) -> None:

@@ -7,7 +7,7 @@ and each slice is reduced to sums before the next is made.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,9 +48,55 @@ def score_blocks(
     Returns:
         NLL sums in nats, float64, (C, ceil(T / 256)).
     """
+    ids = torch.tensor(np.asarray(tokens), dtype=torch.long)
+    # On the CPU, where sums have one order on every run, and float64 exists whatever the device.
+    sums = torch.zeros(len(factors), math.ceil(len(ids) / BLOCK), dtype=torch.float64)
+
+    def add(start: int, nll: torch.Tensor) -> None:
+        sums.index_add_(1, torch.arange(start, start + nll.shape[1]) // BLOCK, nll)
+
+    _score_slices(model, ids, factors, mode, attachment, 1, add)
+    return sums.numpy()
+
+
+def score_tokens(
+    model: Any,
+    tokens: Sequence[int] | npt.NDArray[Any] | torch.Tensor,
+    factors: RopeFactors,
+    first: int = 1,
+    mode: Mode = "exact",
+) -> npt.NDArray[np.float64]:
+    """NLL of each token from position ``first`` on, given all before it.
+
+    Args:
+        model: a causal language model without a policy attached.
+        tokens: token ids (T,), T >= 2.
+        factors: for the full length T.
+        first: position of the first token that is predicted, at least 1.
+        mode: see :func:`longrope.model.attach.attach`.
+
+    Returns:
+        Nats, float64, (T - first,).
+    """
+    ids = torch.tensor(np.asarray(tokens), dtype=torch.long)
+    assert 1 <= first < len(ids)
+    parts: list[torch.Tensor] = []
+    _score_slices(model, ids, [factors], mode, None, first, lambda start, nll: parts.append(nll[0]))
+    return torch.cat(parts).numpy()
+
+
+def _score_slices(
+    model: Any,
+    ids: torch.Tensor,
+    factors: Sequence[RopeFactors],
+    mode: Mode,
+    attachment: Attachment | None,
+    first: int,
+    take: Callable[[int, torch.Tensor], None],
+) -> None:
+    """Give the position of each slice's first token, and the NLL (C, n) of its tokens; no logits exist as a whole."""
     architecture = architecture_for(model.config)
     decoder = architecture.decoder_of(model)
-    ids = torch.tensor(np.asarray(tokens), dtype=torch.long)
     length = len(ids)
     assert length >= 2, "a sample needs at least two tokens"
     count = len(factors)
@@ -59,18 +105,14 @@ def score_blocks(
     with torch.inference_mode(), attaching as attachment:
         attachment.pin_rows(factors, length)
         hidden = decoder(input_ids=batch, use_cache=False).last_hidden_state  # (C, T, D)
-        # On the CPU, where sums have one order on every run, and float64 exists whatever the device.
-        sums = torch.zeros(count, math.ceil(length / BLOCK), dtype=torch.float64)
         step = _slice_length(count, model.config.vocab_size)
-        for start in range(0, length - 1, step):
+        for start in range(first - 1, length - 1, step):
             stop = min(start + step, length - 1)
             logits = architecture.logits(model, hidden[:, start:stop]).float()  # (C, n, V)
             targets = batch[:, start + 1 : stop + 1].to(logits.device)  # (C, n)
             nll = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-            blocks = torch.arange(start + 1, stop + 1) // BLOCK  # (n,)
-            sums.index_add_(1, blocks, nll.view(count, -1).cpu().double())
             del logits
-    return sums.numpy()
+            take(start + 1, nll.view(count, -1).cpu().double())
 
 
 def perplexity(nll: float, tokens: int) -> float:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from longrope.model.published import published_policies
 from longrope.model.rope_config import ModelRope
-from longrope.rope.methods import DynamicNTK, linear, ntk, yarn
-from longrope.rope.policy import FixedFactors, RopePolicy
+from longrope.rope.policy import RopePolicy
 from longrope.search.candidate import Candidate
 
 
@@ -37,20 +37,8 @@ class Baseline:
 
 
 def published_baselines(rope: ModelRope, target_length: int) -> tuple[Baseline, ...]:
-    """none, PI, NTK, dynamic NTK and YaRN for this model at ``target_length``.
-
-    On a plain model these are the published methods; on a model that is already scaled they are composed with its
-    present factors for the ratio that remains, and ``none`` is the model as it is. Dynamic NTK is that of the YaRN
-    paper (arXiv 2309.00071, section 3.3), whose scale is the length over the present window.
-    """
-    present = rope.present
-    return (
-        Baseline("none", rope.policy),
-        Baseline("pi", FixedFactors(linear(present, target_length))),
-        Baseline("ntk", FixedFactors(ntk(present, target_length))),
-        Baseline("dynamic-ntk", DynamicNTK(present)),
-        Baseline("yarn", FixedFactors(yarn(present, target_length))),
-    )
+    """The published methods for this model at ``target_length``."""
+    return tuple(Baseline(name, policy) for name, policy in published_policies(rope, target_length).items())
 
 
 def both_attention_factors(baselines: tuple[Baseline, ...], attention_factor: float) -> tuple[Baseline, ...]:

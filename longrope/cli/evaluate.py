@@ -1,0 +1,152 @@
+"""``longrope evaluate`` and ``longrope compare``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+
+from longrope.cli import options as o
+
+evaluate = typer.Typer(help="Measure a model, as it is or under factors.", no_args_is_help=True)
+
+_PERPLEXITY, _DATA = "Perplexity", "Data"
+_Lengths = Annotated[str, typer.Option("--lengths", help="Lengths to measure: 4k,32k,128k.", metavar="LENGTHS")]
+_Factors = Annotated[
+    str | None, typer.Option("--factors", help="Factors or a schedule (JSON), the method longrope.", metavar="FILE")
+]
+_Methods = Annotated[
+    str,
+    typer.Option(
+        help="none, pi, ntk, dynamic-ntk, yarn, longrope; comma-separated (longrope where factors are given, or none)."
+    ),
+]
+_Protocol = Annotated[
+    str,
+    typer.Option(
+        help="full: each length is the context of the same last tokens; sliding: windows of the length over the whole "
+        "document.",
+        rich_help_panel=_PERPLEXITY,
+    ),
+]
+_Stride = Annotated[int, typer.Option(help="Tokens that a sliding window moves by.", rich_help_panel=_PERPLEXITY)]
+_Last = Annotated[
+    int,
+    typer.Option(
+        help="Tokens at the end of a document that count under full (all that the shortest length predicts).",
+        show_default=False,
+        rich_help_panel=_PERPLEXITY,
+    ),
+]
+_DocumentLength = Annotated[
+    str, typer.Option(help="Tokens of each document (the longest length).", rich_help_panel=_DATA, metavar="LENGTH")
+]
+_Samples = Annotated[int, typer.Option(help="Documents.", rich_help_panel=_DATA)]
+
+
+@evaluate.callback()
+def _evaluate() -> None:
+    """Measure a model, as it is or under factors."""
+
+
+@evaluate.command()
+def perplexity(
+    model: o.Model,
+    lengths: _Lengths,
+    data: o.Data,
+    output: o.Output,
+    factors: _Factors = None,
+    methods: _Methods = "",
+    model_revision: o.ModelRevision = None,
+    protocol: _Protocol = "full",
+    stride: _Stride = 256,
+    last: _Last = 0,
+    document_length: _DocumentLength = "",
+    field: o.Field = "text",
+    split: o.Split = "train",
+    revision: o.DataRevision = None,
+    config: o.DataConfig = None,
+    max_documents: o.MaxDocuments = None,
+    samples: _Samples = 10,
+    concatenate: o.Concatenate = False,
+    seed: o.Seed = 0,
+    workers: o.Workers = None,
+    threads_per_worker: o.ThreadsPerWorker = 1,
+    gpus_per_worker: o.GpusPerWorker = None,
+    executor: o.Executor = "local",
+    ray_address: o.RayAddress = None,
+    resume: o.Resume = False,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    attn: o.Attn = "sdpa",
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Perplexity at several lengths, per token and per byte, with its spread over documents."""
+    _run_perplexity(dict(locals()))
+
+
+def compare(
+    model: o.Model,
+    lengths: _Lengths,
+    data: o.Data,
+    output: o.Output,
+    factors: _Factors = None,
+    methods: _Methods = "none,pi,ntk,dynamic-ntk,yarn,longrope",
+    model_revision: o.ModelRevision = None,
+    protocol: _Protocol = "full",
+    stride: _Stride = 256,
+    last: _Last = 0,
+    document_length: _DocumentLength = "",
+    field: o.Field = "text",
+    split: o.Split = "train",
+    revision: o.DataRevision = None,
+    config: o.DataConfig = None,
+    max_documents: o.MaxDocuments = None,
+    samples: _Samples = 10,
+    concatenate: o.Concatenate = False,
+    seed: o.Seed = 0,
+    workers: o.Workers = None,
+    threads_per_worker: o.ThreadsPerWorker = 1,
+    gpus_per_worker: o.GpusPerWorker = None,
+    executor: o.Executor = "local",
+    ray_address: o.RayAddress = None,
+    resume: o.Resume = False,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    attn: o.Attn = "sdpa",
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """One table of the perplexity of all methods."""
+    _run_perplexity(dict(locals()))
+
+
+def _run_perplexity(options: dict[str, Any]) -> None:
+    from longrope.cli.outcome import print_evaluation
+    from longrope.cli.progress import ConsoleProgress
+    from longrope.evaluation.open_perplexity import open_perplexity
+    from longrope.evaluation.run import evaluate as run_evaluation
+    from longrope.evaluation.settings import EvaluationSettings, PerplexitySettings
+    from longrope.lengths import parse_length, parse_lengths
+
+    settings = EvaluationSettings(
+        model=o.model_name(options["model"]),
+        output=options["output"],
+        lengths=parse_lengths(options["lengths"]),
+        factors=options["factors"],
+        methods=tuple(name.strip() for name in options["methods"].split(",") if name.strip()),
+        execution=o.execution_settings(options),
+        seed=options["seed"],
+        revision=options["model_revision"],
+        resume=options["resume"],
+    )
+    names = ("field", "split", "revision", "config", "samples", "protocol", "stride", "last", "concatenate")
+    suite = PerplexitySettings(
+        source=options["data"],
+        document_length=parse_length(options["document_length"]) if options["document_length"] else None,
+        max_documents=options["max_documents"],
+        **{name: options[name] for name in names},
+    )
+    with ConsoleProgress() as progress:
+        report = run_evaluation(settings, partial(open_perplexity, suite, settings.lengths, settings.seed), progress)
+    print_evaluation(report)

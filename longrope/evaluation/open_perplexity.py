@@ -1,0 +1,63 @@
+"""From settings to the suite that measures perplexity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from longrope.data.documents import read_documents
+from longrope.data.samples import draw_samples
+from longrope.evaluation.perplexity import PerplexitySuite
+from longrope.evaluation.settings import PerplexitySettings
+from longrope.exceptions import SettingsError
+from longrope.lengths import format_length
+from longrope.runs.model import LoadedModel
+from longrope.runs.progress import Progress
+
+STREAM_DOCUMENTS = 2000
+"""Documents of a hub dataset to read when no number is given."""
+
+
+def open_perplexity(
+    settings: PerplexitySettings, lengths: tuple[int, ...], seed: int, model: LoadedModel, progress: Progress
+) -> PerplexitySuite:
+    """Draw the documents.
+
+    Raises:
+        SettingsError: if the numbers exclude each other.
+        DataError: if there are too few documents that are long enough.
+    """
+    shortest, longest = min(lengths), max(lengths)
+    length = settings.document_length or longest
+    if length < longest:
+        raise SettingsError(
+            f"documents of {format_length(length)} tokens are shorter than the length {format_length(longest)}; give "
+            "a larger --document-length, or leave it away"
+        )
+    if settings.last >= shortest:
+        raise SettingsError(
+            f"the last {settings.last} tokens cannot all be predicted at length {format_length(shortest)}; give at "
+            f"most --last {shortest - 1}"
+        )
+    documents = read_documents(
+        settings.source,
+        field=settings.field,
+        split=settings.split,
+        revision=settings.revision,
+        config=settings.config,
+        seed=seed,
+    )
+    most = settings.max_documents
+    if most is None and not Path(settings.source).exists():
+        most = STREAM_DOCUMENTS
+    drawn = draw_samples(
+        documents,
+        model.tokenizer,
+        length,
+        settings.samples,
+        0,
+        seed,
+        concatenate=settings.concatenate,
+        max_documents=most,
+    )
+    progress.note(f"{len(drawn.search)} documents of {format_length(length)} tokens")
+    return PerplexitySuite(drawn.search, lengths, settings.protocol, settings.stride, settings.last)

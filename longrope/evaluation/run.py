@@ -1,0 +1,175 @@
+"""An evaluation from its settings to its table: every item is measured once in the life of the run's folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from longrope.evaluation.evaluator import SuiteEvaluatorFactory
+from longrope.evaluation.methods import open_methods
+from longrope.evaluation.settings import EvaluationSettings
+from longrope.evaluation.suite import Suite, Task, by_key
+from longrope.exceptions import RunExistsError, RunFailedError
+from longrope.files import write_text_atomically
+from longrope.runs.journal import Journal
+from longrope.runs.model import LoadedModel, numeric_settings, open_model
+from longrope.runs.progress import Progress
+from longrope.runs.provenance import machine, versions
+from longrope.workers.pool import Failure
+from longrope.workers.start import make_pool
+
+JOURNAL_FILE = "evaluation.jsonl"
+TABLE_FILE = "results.csv"
+RESULTS_FILE = "results.json"
+RECORDS_FILE = "records.csv"
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """What an evaluation found; all of it is in ``folder`` too.
+
+    Attributes:
+        table: a row a method and length.
+        records: a row an item and method.
+        failures: reasons by label, of items that failed for good.
+    """
+
+    folder: Path
+    suite: str
+    table: pd.DataFrame
+    records: pd.DataFrame
+    failures: dict[str, str]
+
+
+def evaluate(
+    settings: EvaluationSettings,
+    open_suite: Callable[[LoadedModel, Progress], Suite],
+    progress: Progress | None = None,
+) -> EvaluationReport:
+    """Measure every item of a suite under every method, or what a run in the output folder has not measured yet.
+
+    Args:
+        open_suite: makes the suite for a model; it reads data, and may refuse them.
+
+    Raises:
+        InvalidInputError: if something that was given cannot be used; nothing was started then.
+        RunFailedError: if no item could be measured.
+    """
+    progress = progress or Progress()
+    folder = Path(settings.output)
+    journal_file = folder / JOURNAL_FILE
+    _refuse_other(folder, journal_file, settings.resume)
+    model = open_model(settings.model, settings.execution, settings.revision)
+    policies = open_methods(model.rope, settings.lengths, settings.factors, settings.methods)
+    suite = open_suite(model, progress)
+    header = {
+        "kind": "evaluation",
+        "suite": suite.name,
+        "model": model.fingerprint,
+        "lengths": list(settings.lengths),
+        "seed": settings.seed,
+        "policies": {name: _digestible(policy, settings.lengths) for name, policy in policies.items()},
+        **suite.describe(),
+        **numeric_settings(model, settings.execution),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    resumed = settings.resume and journal_file.exists()
+    started = time.perf_counter()
+    with Journal.resume(journal_file, header) if resumed else Journal.create(journal_file, header) as journal:
+        found = _read(journal)
+        tasks = [Task(method, item.key) for method in policies for item in suite.items]
+        missing = [task for task in tasks if task not in found]
+        progress.note(f"{suite.name}: {len(suite.items)} items under {', '.join(policies)}; {len(missing)} to measure")
+        if missing:
+            factory = SuiteEvaluatorFactory(model.source, policies, suite)
+            on_gpu = model.source.device in ("cuda", "auto")
+            progress.begin(suite.name, len(tasks))
+            for _ in range(len(tasks) - len(missing)):
+                progress.advance()
+            with make_pool(factory, settings.execution, on_gpu, progress.note) as pool:
+                for task, result in pool.run(missing):
+                    found[task] = result
+                    journal.append(_event(task, result))
+                    progress.advance()
+            progress.end()
+            journal.sync()
+    failures = {task.label: result.reason for task, result in found.items() if isinstance(result, Failure)}
+    lengths = {key: item.length for key, item in by_key(suite.items).items()}
+    measured = [
+        {"method": task.method, "item": task.item, "length": lengths[task.item], **result}
+        for task in tasks
+        if not isinstance(result := found[task], Failure)
+    ]
+    if not measured:
+        raise RunFailedError(f"no item could be measured: {next(iter(failures.values()))}; mend it and --resume")
+    records = pd.DataFrame(measured)
+    table = suite.table(records)
+    report = EvaluationReport(folder, suite.name, table, records, failures)
+    _write(report, header, model, settings, time.perf_counter() - started)
+    return report
+
+
+def _refuse_other(folder: Path, journal: Path, resume: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RunExistsError(f"output {folder} is a file; give a folder")
+    if journal.exists() and not resume:
+        raise RunExistsError(
+            f"output folder {folder} holds an evaluation; go on with it by --resume, or choose another"
+        )
+    if folder.exists() and not journal.exists() and any(folder.iterdir()):
+        raise RunExistsError(f"output folder {folder} is not empty and holds no evaluation; choose another")
+
+
+def _digestible(policy: Any, lengths: tuple[int, ...]) -> list[Any]:
+    """The numbers that a policy uses at each length."""
+    every = (policy.factors_for(length) for length in lengths)
+    return [[each.attention_factor, each.n_hat, *each.lambdas] for each in every]
+
+
+def _read(journal: Journal) -> dict[Task, dict[str, Any] | Failure]:
+    """What was measured before; items that failed are tried again."""
+    return {
+        Task(event["method"], event["item"]): event["result"] for event in journal.events if event["kind"] == "result"
+    }
+
+
+def _event(task: Task, result: dict[str, Any] | Failure) -> dict[str, Any]:
+    named = {"method": task.method, "item": task.item}
+    if isinstance(result, Failure):
+        return {"kind": "failure", **named, "reason": result.reason}
+    return {"kind": "result", **named, "result": result}
+
+
+def _write(
+    report: EvaluationReport, header: dict[str, Any], model: LoadedModel, settings: EvaluationSettings, seconds: float
+) -> None:
+    folder = report.folder
+    write_text_atomically(folder / TABLE_FILE, report.table.to_csv(index=False))
+    write_text_atomically(folder / RECORDS_FILE, report.records.to_csv(index=False))
+    record = {
+        **header,
+        "model": model.describe(),
+        "factors": settings.factors,
+        "results": [_without_nan(row) for row in report.table.to_dict("records")],
+        "failures": report.failures,
+        "wall_seconds": round(seconds, 3),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "machine": machine(),
+        "versions": versions(),
+    }
+    write_text_atomically(folder / RESULTS_FILE, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def _without_nan(row: dict[Any, Any]) -> dict[str, Any]:
+    """JSON has no numbers that are none."""
+    return {
+        str(name): None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
