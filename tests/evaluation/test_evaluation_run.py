@@ -1,0 +1,178 @@
+"""An evaluation as a run: resumed without measuring twice, refused in one line, its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from longrope.evaluation import run
+from longrope.evaluation.open_perplexity import open_perplexity
+from longrope.evaluation.run import EvaluationReport, evaluate
+from longrope.evaluation.settings import EvaluationSettings, PerplexitySettings
+from longrope.evaluation.suite import Task
+from longrope.exceptions import FactorsError, InvalidInputError, RunExistsError, RunFailedError, SettingsError
+from longrope.rope.factors import RopeFactors
+from longrope.rope.methods import yarn
+from longrope.workers.pool import EvaluationPool, EvaluatorFactory, Failure
+
+
+class Stopped(Exception):
+    """The process is gone, as far as the run can tell."""
+
+
+class InProcessPool(EvaluationPool[Task, Any]):
+    """Evaluates here; ``fate`` of a task is None, or the reason why it fails, or raises."""
+
+    def __init__(self, factory: EvaluatorFactory, fate: Callable[[Task], str | None]) -> None:
+        self.workers, self.asked = 1, []
+        self._evaluator, self._fate = factory(), fate
+
+    def start(self) -> None:
+        pass
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
+        for task in tasks:
+            reason = self._fate(task)
+            self.asked.append(task)
+            yield task, Failure(reason) if reason else self._evaluator.evaluate(task)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def given(model_folder: Path, documents_file: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Runs an evaluation of 2 methods, 2 lengths and 3 documents; returns the report and the tasks that were asked."""
+    factors = tmp_path / "factors.json"
+    yarn(RopeFactors.identity(10000.0, 16, 64), 256).save(factors)
+
+    def go(fate: Callable[[Task], str | None] = lambda task: None, suite: Any = (), **changes: Any) -> Any:
+        settings = EvaluationSettings(
+            **{
+                "model": str(model_folder),
+                "output": str(tmp_path / "run"),
+                "lengths": (64, 128),
+                "factors": str(factors),
+                "methods": ("none", "longrope"),
+                **changes,
+            }
+        )
+        chosen = PerplexitySettings(**{"source": str(documents_file), "samples": 3, **dict(suite)})
+        pools: list[InProcessPool] = []
+
+        def make_pool(factory: EvaluatorFactory, *others: object) -> InProcessPool:
+            pools.append(InProcessPool(factory, fate))
+            return pools[-1]
+
+        asked: list[Task] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run, "make_pool", make_pool)
+            try:
+                report = evaluate(settings, partial(open_perplexity, chosen, settings.lengths, settings.seed))
+            except Stopped:
+                report = None
+        for pool in pools:
+            asked += pool.asked
+        return report, asked
+
+    return go
+
+
+def test_a_run_and_its_files(given: Any, tmp_path: Path) -> None:
+    report, asked = given()
+    assert isinstance(report, EvaluationReport)
+    assert len(asked) == len(set(asked)) == 12
+    table = pd.read_csv(tmp_path / "run" / "results.csv")
+    pd.testing.assert_frame_equal(table, report.table, check_dtype=False)
+    assert list(zip(table["method"], table["length"], strict=True)) == [
+        ("none", 64), ("none", 128), ("longrope", 64), ("longrope", 128),
+    ]  # fmt: skip
+    record = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [row["perplexity"] for row in record["results"]] == pytest.approx(list(table["perplexity"]))
+    assert len(pd.read_csv(tmp_path / "run" / "records.csv")) == 12
+    short = table[table["length"] == 64]["perplexity"]
+    assert short.iloc[0] == short.iloc[1]  # the window of 64 keeps the model's own RoPE
+    long = table[table["length"] == 128]["perplexity"]
+    assert long.iloc[0] != long.iloc[1]
+
+
+@pytest.mark.parametrize("before", [0, 1, 7, 12])
+def test_an_evaluation_that_was_stopped_measures_nothing_twice(given: Any, before: int) -> None:
+    left = iter(range(before))
+
+    def fate(task: Task) -> str | None:
+        if next(left, None) is None:
+            raise Stopped
+        return None
+
+    _, first = given(fate)
+    report, second = given(resume=True)
+    assert len(first) == before
+    assert len(first) + len(second) == len({*first, *second}) == 12
+    assert len(report.records) == 12
+
+
+def test_what_failed_is_tried_again(given: Any) -> None:
+    report, _ = given(lambda task: "out of memory" if task.method == "longrope" else None)
+    assert len(report.failures) == 6
+    assert set(report.table["method"]) == {"none"}
+    report, asked = given(resume=True)
+    assert len(asked) == 6
+    assert not report.failures
+    assert len(report.records) == 12
+
+
+def test_nothing_measured_is_a_failed_run(given: Any) -> None:
+    with pytest.raises(RunFailedError, match="no item could be measured: out of memory"):
+        given(lambda task: "out of memory")
+
+
+@pytest.mark.parametrize(
+    ("changes", "suite", "message"),
+    [
+        ({"lengths": (64, 512)}, {}, "length 512 is over the 256"),
+        ({"methods": ("none", "magic")}, {}, "use none, pi, ntk, dynamic-ntk, yarn, longrope"),
+        ({"factors": None}, {}, "method longrope needs factors"),
+        ({"lengths": ()}, {}, "give some, such as"),
+        ({}, {"samples": 500}, "500"),
+        ({}, {"protocol": "half"}, "use full or sliding"),
+        ({}, {"document_length": 100}, "shorter than the length 128"),
+        ({}, {"last": 64}, "give at most --last 63"),
+        ({}, {"field": "story"}, "story"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(given: Any, changes: Any, suite: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        given(suite=suite, **changes)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_factors_of_another_model(given: Any, tmp_path: Path) -> None:
+    yarn(RopeFactors.identity(10000.0, 32, 64), 256).save(tmp_path / "others.json")
+    with pytest.raises(FactorsError):
+        given(factors=str(tmp_path / "others.json"))
+
+
+def test_a_folder_is_of_one_evaluation(given: Any, tmp_path: Path) -> None:
+    given()
+    with pytest.raises(RunExistsError, match="by --resume"):
+        given()
+    with pytest.raises(RunExistsError, match="other settings"):
+        given(resume=True, lengths=(64, 100))
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "mine.txt").write_text("mine")
+    with pytest.raises(RunExistsError, match="not empty"):
+        given(output=str(tmp_path / "thesis"))
+
+
+def test_settings_say_what_is_wrong() -> None:
+    with pytest.raises(SettingsError, match="at least 2 tokens"):
+        EvaluationSettings(model="m", output="o", lengths=(1,))
