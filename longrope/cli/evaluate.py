@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from longrope.cli import options as o
+
+if TYPE_CHECKING:
+    from longrope.evaluation.settings import EvaluationSettings
+    from longrope.evaluation.suite import Suite
+    from longrope.runs.model import LoadedModel
+    from longrope.runs.progress import Progress
 
 evaluate = typer.Typer(help="Measure a model, as it is or under factors.", no_args_is_help=True)
 
@@ -86,6 +93,38 @@ def perplexity(
     _run_perplexity(dict(locals()))
 
 
+@evaluate.command()
+def passkey(
+    model: o.Model,
+    lengths: _Lengths,
+    output: o.Output,
+    factors: _Factors = None,
+    methods: _Methods = "",
+    model_revision: o.ModelRevision = None,
+    trials: Annotated[int, typer.Option(help="Texts at each length.")] = 10,
+    introduction: Annotated[bool, typer.Option(help="Announce the pass key at the start, as in the paper.")] = True,
+    seed: o.Seed = 0,
+    workers: o.Workers = None,
+    threads_per_worker: o.ThreadsPerWorker = 1,
+    gpus_per_worker: o.GpusPerWorker = None,
+    executor: o.Executor = "local",
+    ray_address: o.RayAddress = None,
+    resume: o.Resume = False,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    attn: o.Attn = "sdpa",
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Five digits hidden in a text that says nothing, and asked for at its end."""
+    options = dict(locals())
+    from longrope.evaluation.open_passkey import open_passkey
+    from longrope.evaluation.settings import PasskeySettings
+
+    settings = _settings(options)
+    suite = PasskeySettings(trials=trials, introduction=introduction)
+    _run(settings, partial(open_passkey, suite, settings.lengths, settings.seed))
+
+
 def compare(
     model: o.Model,
     lengths: _Lengths,
@@ -122,14 +161,27 @@ def compare(
 
 
 def _run_perplexity(options: dict[str, Any]) -> None:
-    from longrope.cli.outcome import print_evaluation
-    from longrope.cli.progress import ConsoleProgress
     from longrope.evaluation.open_perplexity import open_perplexity
-    from longrope.evaluation.run import evaluate as run_evaluation
-    from longrope.evaluation.settings import EvaluationSettings, PerplexitySettings
-    from longrope.lengths import parse_length, parse_lengths
+    from longrope.evaluation.settings import PerplexitySettings
+    from longrope.lengths import parse_length
 
-    settings = EvaluationSettings(
+    settings = _settings(options)
+    names = ("field", "split", "revision", "config", "samples", "protocol", "stride", "last", "concatenate")
+    suite = PerplexitySettings(
+        source=options["data"],
+        document_length=parse_length(options["document_length"]) if options["document_length"] else None,
+        max_documents=options["max_documents"],
+        **{name: options[name] for name in names},
+    )
+    _run(settings, partial(open_perplexity, suite, settings.lengths, settings.seed))
+
+
+def _settings(options: dict[str, Any]) -> EvaluationSettings:
+    """What all suites share, from a command's options by their Python names."""
+    from longrope.evaluation.settings import EvaluationSettings
+    from longrope.lengths import parse_lengths
+
+    return EvaluationSettings(
         model=o.model_name(options["model"]),
         output=options["output"],
         lengths=parse_lengths(options["lengths"]),
@@ -140,13 +192,13 @@ def _run_perplexity(options: dict[str, Any]) -> None:
         revision=options["model_revision"],
         resume=options["resume"],
     )
-    names = ("field", "split", "revision", "config", "samples", "protocol", "stride", "last", "concatenate")
-    suite = PerplexitySettings(
-        source=options["data"],
-        document_length=parse_length(options["document_length"]) if options["document_length"] else None,
-        max_documents=options["max_documents"],
-        **{name: options[name] for name in names},
-    )
+
+
+def _run(settings: EvaluationSettings, open_suite: Callable[[LoadedModel, Progress], Suite]) -> None:
+    from longrope.cli.outcome import print_evaluation
+    from longrope.cli.progress import ConsoleProgress
+    from longrope.evaluation.run import evaluate as run_evaluation
+
     with ConsoleProgress() as progress:
-        report = run_evaluation(settings, partial(open_perplexity, suite, settings.lengths, settings.seed), progress)
+        report = run_evaluation(settings, open_suite, progress)
     print_evaluation(report)

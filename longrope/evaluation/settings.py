@@ -74,3 +74,20 @@ class PerplexitySettings:
         for name, least in (("samples", 1), ("stride", 1), ("last", 0)):
             if getattr(self, name) < least:
                 raise SettingsError(f"{name} is {getattr(self, name)}; give at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PasskeySettings:
+    """How passkeys are hidden.
+
+    Attributes:
+        trials: texts at each length.
+        introduction: whether the text begins by announcing the pass key, as in the paper.
+    """
+
+    trials: int = 10
+    introduction: bool = True
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise SettingsError(f"trials is {self.trials}; give at least 1")

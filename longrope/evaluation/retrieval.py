@@ -1,0 +1,136 @@
+"""Passkey and needle in a haystack: a number is hidden in a long text and asked for at its end.
+
+A text has exactly as many tokens as its length says, the answer included. The window is that of the whole text, pinned
+for prompt and answer, so nothing crosses from one into another. An answer is right when what is generated greedily
+begins with the number.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from longrope.evaluation.suite import Item, Suite, by_key
+from longrope.exceptions import SettingsError
+from longrope.lengths import format_length
+from longrope.model.attach import attached
+from longrope.rope.policy import RopePolicy
+
+Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A number and the words around it."""
+
+    number: str
+    statement: str
+    question: str
+
+
+class RetrievalSuite(Suite):
+    """Hidden numbers at several lengths and depths.
+
+    Args:
+        lengths: in tokens.
+        depths: of each trial at a length: 0 at the start of the text, 1 right before the question; None for random
+            ones, one in each of as many equal parts of the text as there are trials.
+        trials: texts at each length, or at each length and depth.
+        seed: decides numbers, random depths and where the filler begins.
+    """
+
+    def __init__(self, lengths: Sequence[int], depths: Sequence[float] | None, trials: int, seed: int) -> None:
+        self._trials, self._seed = trials, seed
+        self.depths = depths
+        self.items = [
+            Item(f"{format_length(length)}/{'' if depth is None else f'{depth:.4g}/'}{trial}", length)
+            for length in lengths
+            for depth in (depths if depths is not None else [None])
+            for trial in range(trials)
+        ]
+        self._items = by_key(self.items)
+
+    @abstractmethod
+    def needle(self, rng: random.Random) -> Needle:
+        """A number that nobody can guess, and how it is hidden and asked for."""
+
+    @abstractmethod
+    def filler(self, tokenizer: Any, count: int, rng: random.Random) -> tuple[list[int], list[int]]:
+        """Tokens of an introduction, and ``count`` tokens that begin with those, in which the needle is hidden."""
+
+    def describe(self) -> dict[str, Any]:
+        return {"trials": self._trials, "depths": None if self.depths is None else list(self.depths)}
+
+    def prompt(self, tokenizer: Any, item: str) -> tuple[list[int], str, float]:
+        """Token ids of the whole text before the answer, the number, and the depth it stands at.
+
+        Raises:
+            SettingsError: if the length has no room for the needle.
+        """
+        length = self._items[item].length
+        rng = random.Random(f"{self._seed}/{item}")
+        hidden = self.needle(rng)
+        parts = item.split("/")
+        depth = float(parts[1]) if self.depths is not None else (int(parts[-1]) + rng.random()) / self._trials
+        statement, question, answer = (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (hidden.statement, hidden.question, f" {hidden.number}.")
+        )
+        start = tokenizer("")["input_ids"][:1]  # BOS, where the tokenizer adds one
+        room = length - len(start) - len(statement) - len(question) - len(answer)
+        if room < 0:
+            raise SettingsError(
+                f"length {length} has no room for the text that is hidden; give at least {length - room}"
+            )
+        introduction, body = self.filler(tokenizer, room, rng)
+        at = len(introduction) + round(depth * (len(body) - len(introduction)))
+        return [*start, *body[:at], *statement, *body[at:], *question], hidden.number, depth
+
+    def measure(self, model: Any, tokenizer: Any, policy: RopePolicy, item: str) -> dict[str, Any]:
+        import torch
+
+        length = self._items[item].length
+        prompt, number, depth = self.prompt(tokenizer, item)
+        ids = torch.tensor([prompt], device=model.get_input_embeddings().weight.device)
+        with torch.inference_mode(), attached(model, policy, length=length):
+            new = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=length - len(prompt),
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            )
+        answer = tokenizer.decode(new[0, len(prompt) :], skip_special_tokens=True).strip()
+        return {"depth": depth, "expected": number, "answer": answer, "correct": int(answer.startswith(number))}
+
+    def table(self, records: pd.DataFrame) -> pd.DataFrame:
+        rows = []
+        for (method, length), group in records.groupby(["method", "length"], sort=False):
+            low, high = wilson(int(group["correct"].sum()), len(group))
+            rows.append(
+                {
+                    "method": method,
+                    "length": length,
+                    "accuracy": float(group["correct"].mean()),
+                    "low": low,
+                    "high": high,
+                    "trials": len(group),
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+def wilson(right: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """The score interval of a share (Wilson, 1927), which is of use near 0 and 1 too; 95% by default."""
+    share, square = right / trials, z * z / trials
+    middle = (share + square / 2) / (1 + square)
+    half = z / (1 + square) * (share * (1 - share) / trials + square / (4 * trials)) ** 0.5
+    return max(middle - half, 0.0), min(middle + half, 1.0)
