@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from longrope.data.documents import read_documents
+from longrope.data.samples import Sample
 from longrope.demo import model_folder
 from longrope.demo.corpus import standard_library
 from longrope.finetune.merge import merge
@@ -33,8 +34,9 @@ from longrope.finetune.settings import AdapterSettings, FinetuneSettings, Memory
 from longrope.model.load import ModelSource
 from longrope.model.rope_config import read_rope
 from longrope.model.score import score_blocks
+from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import yarn
-from longrope.rope.policy import FactorSchedule, RopePolicy, load_factors
+from longrope.rope.policy import RopePolicy, load_factors
 
 SHORT = 256
 BEFORE = "before"
@@ -112,12 +114,15 @@ def judge(source: ModelSource, policy: RopePolicy, tokens: list[Any]) -> dict[st
     return {str(window): [nats(text, window) for text in tokens] for window in (SHORT, len(tokens[0]))}
 
 
-def read_tokens(path: Path, length: int) -> list[Any]:
-    """The first tokens of every text that is long enough."""
+def read_tokens(path: Path, length: int, factors: RopeFactors) -> list[Any]:
+    """The first tokens of every text that is long enough and was not searched on."""
     tokenizer = ModelSource(str(model_folder())).load_tokenizer()
-    every = read_documents(str(path))
-    encoded = [np.asarray(tokenizer(each.text, verbose=False)["input_ids"], dtype=np.int32) for each in every]
-    return [each[:length] for each in encoded if len(each) >= length]
+    encoded = (tokenizer(each.text, verbose=False)["input_ids"] for each in read_documents(str(path)))
+    long_enough = [np.asarray(each[:length], dtype=np.int32) for each in encoded if len(each) >= length]
+    drawn = factors.provenance.get("data", {}).get("drawn", {}).get("search", ())
+    searched = {sample["digest"] for sample in drawn}
+    target = factors.target_length
+    return [tokens for tokens in long_enough if Sample("", tokens[:target]).digest not in searched]
 
 
 def main() -> None:
@@ -138,17 +143,17 @@ def main() -> None:
     plain = ModelSource(str(model_folder()))
     rope = read_rope(plain.load_config(), plain.folder())
     factors = load_factors(args.factors) if args.factors else yarn(rope.present, args.length)
+    assert isinstance(factors, RopeFactors), "give the factors of a search, not a schedule"
     factors.save(args.output / "factors.json")
     journal = args.output / "results.jsonl"
     known = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
     names = ("length", "steps", "batch", "lr", "lora_lr", "choose")
     setting = {name: getattr(args, name) for name in names}
-    tokens = read_tokens(texts[1], args.length)
+    tokens = read_tokens(texts[1], args.length, factors)
 
     def measure(way: str, seed: int) -> dict[str, Any]:
         if way == BEFORE:
-            policy = factors if isinstance(factors, FactorSchedule) else rope.extended_by(factors)
-            return judge(plain, policy, tokens)
+            return judge(plain, rope.extended_by(factors), tokens)
         source = ModelSource(str(train(settings_for(way, seed, args, texts))))
         return judge(source, read_rope(source.load_config(), source.folder()).policy, tokens)
 

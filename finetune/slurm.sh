@@ -42,7 +42,7 @@ port=$((20000 + SLURM_JOB_ID % 10000)) # of its own, should two jobs share a nod
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((SLURM_CPUS_PER_TASK / gpus_per_node))}
 
 # --resume also starts a run that does not exist yet.
-srun torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$gpus_per_node" \
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$gpus_per_node" \
     --rdzv-id="$SLURM_JOB_ID" --rdzv-backend=c10d --rdzv-endpoint="$head:$port" \
     --module longrope finetune "$model" --factors "$factors" --data "$data" --seq-length "$seq_length" \
     --output "$output" --resume "$@"

@@ -76,7 +76,7 @@ def print_finetune(report: FinetuneReport) -> None:
     import pandas as pd
 
     out = console()
-    if {"before", "after"} <= report.held_out.keys():
+    if report.held_out:
         frame = pd.DataFrame(report.held_out).T.rename(columns=lambda length: format_length(int(length)))
         frame.insert(0, "model", frame.index)
         print_table(frame, "Perplexity on held-out text", emphasised="after")

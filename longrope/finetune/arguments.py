@@ -47,7 +47,7 @@ def training_arguments(
         options["parallelism_config"] = _sequence_parallelism(settings, replicas, kernel)
     if device == "cuda" and settings.tf32 and torch.cuda.get_device_capability()[0] >= 8:
         options["tf32"] = True
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(Path(settings.output) / CHECKPOINTS),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.micro_batch,
@@ -75,6 +75,9 @@ def training_arguments(
         ddp_timeout=int(LONGEST_WAIT.total_seconds()),
         **options,
     )
+    # A process has one device. Alone, Trainer would share its batch among all GPUs that it sees, without autocast.
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
 
 
 def _sequence_parallelism(settings: FinetuneSettings, replicas: int, kernel: str) -> Any:

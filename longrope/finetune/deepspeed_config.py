@@ -43,12 +43,20 @@ def check_offload(settings: FinetuneSettings, device: str) -> None:
     """
     if settings.offload == "none":
         return
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.git_version_info import installed_ops
+    from deepspeed.ops.op_builder.builder import CUDAOpBuilder
     from torch.utils.cpp_extension import CUDA_HOME, get_cxx_compiler, is_ninja_available
 
+    if installed_ops.get("cpu_adam"):  # compiled when DeepSpeed was installed
+        return
+    of_cuda = issubclass(get_accelerator().get_op_builder("CPUAdamBuilder"), CUDAOpBuilder)  # in older versions
     missing = {
         "a C++ compiler": shutil.which(get_cxx_compiler()) is None,
         "ninja": not is_ninja_available(),
-        "the CUDA toolkit (nvcc, or CUDA_HOME)": device == "cuda" and CUDA_HOME is None,
+        "the CUDA toolkit (nvcc, or CUDA_HOME)": device == "cuda" and of_cuda and CUDA_HOME is None,
     }
     for name, absent in missing.items():
         if absent:

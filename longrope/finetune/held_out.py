@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from longrope.model.attach import Attachment
 from longrope.model.score import perplexity, score_blocks
 
 HELD_OUT_FILE = "held_out.json"
+_SETTINGS = "settings"
 
 
 def held_out_lengths(settings: FinetuneSettings, original_length: int) -> tuple[int, ...]:
@@ -49,6 +51,7 @@ class HeldOut(TrainerCallback):
         seq_length: the length that is pinned while training.
         together: whether every process has to take part in every pass, because each holds a part of the weights.
         autocast: the dtype of the passes where weights have more bits than training computes with.
+        settings: by which the samples were drawn; what was measured on others is forgotten.
         folder: of the run; its ``held_out.json`` is written.
     """
 
@@ -61,6 +64,7 @@ class HeldOut(TrainerCallback):
         seq_length: int,
         together: bool,
         autocast: torch.dtype | None,
+        settings: HeldOutSettings,
         folder: Path,
     ) -> None:
         self._attachment = attachment
@@ -70,14 +74,15 @@ class HeldOut(TrainerCallback):
         self._seq_length = seq_length
         self._together = together
         self._autocast = autocast
-        self._file = folder / HELD_OUT_FILE
+        self._settings = settings
+        self._folder = folder
         # Where a process holds less than one key-value head, Ulysses changes these in training, and leaves them so.
         self._groups = {
             module: module.num_key_value_groups for module in model.modules() if hasattr(module, "num_key_value_groups")
         }
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 0 and "before" not in read_held_out(self._file.parent):
+        if state.global_step == 0 and "before" not in read_held_out(self._folder, self._settings):
             self._measure("before", args, state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -104,11 +109,12 @@ class HeldOut(TrainerCallback):
             sums: dict[int, list[float]] = {length: [0.0] * len(self._samples) for length in self._lengths}
             for length, index, nll in scored:
                 sums[length][index] = nll
-            record = read_held_out(self._file.parent)
+            record = read_held_out(self._folder, self._settings)
             record[name] = {
                 str(length): perplexity(sum(nlls), len(nlls) * (length - 1)) for length, nlls in sorted(sums.items())
             }
-            write_text_atomically(self._file, json.dumps(record, indent=2) + "\n")
+            text = json.dumps({_SETTINGS: asdict(self._settings), **record}, indent=2)
+            write_text_atomically(self._folder / HELD_OUT_FILE, text + "\n")
             described = ", ".join(f"{length}: {value:.3f}" for length, value in record[name].items())
             print(f"held-out perplexity {name}: {described}", flush=True)
 
@@ -118,11 +124,14 @@ class HeldOut(TrainerCallback):
         return float(score_blocks(self._model, tokens, [factors], attachment=self._attachment).sum())
 
 
-def read_held_out(folder: Path) -> dict[str, dict[str, float]]:
-    """Perplexity by length (as text), ``before`` and ``after``, as far as they were measured."""
+def read_held_out(folder: Path, settings: HeldOutSettings) -> dict[str, dict[str, float]]:
+    """Perplexity by length (as text), ``before`` and ``after``, as far as they were measured by these settings."""
     file = folder / HELD_OUT_FILE
-    record: dict[str, dict[str, float]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return record
+    if not file.exists():
+        return {}
+    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    same: bool = record.pop(_SETTINGS, None) == json.loads(json.dumps(asdict(settings)))
+    return record if same else {}
 
 
 def _gathered(scored: list[tuple[int, int, float]]) -> list[tuple[int, int, float]]:

@@ -18,8 +18,8 @@ A process that dies is noticed at once, by whoever started it.
 """
 
 
-def first_alone(world: World, device: str, work: Callable[[], None]) -> None:
-    """Do ``work`` in the first process, and come back in all of them when it is done.
+def first_alone(world: World, device: str, work: Callable[[], bool]) -> bool:
+    """Do ``work`` in the first process, and come back in all of them with what it returned.
 
     Where a launcher started several processes, this starts their process group, which training goes on to use.
 
@@ -31,15 +31,18 @@ def first_alone(world: World, device: str, work: Callable[[], None]) -> None:
             torch.cuda.set_device(world.local_rank)
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=LONGEST_WAIT)
     failed: LongRopeError | None = None
+    result = False
     if world.rank == 0:
         try:
-            work()
+            result = work()
         except LongRopeError as error:
             failed = error
     if world.size > 1:
-        status = [0 if failed is None else 2 if isinstance(failed, InvalidInputError) else 1]
-        torch.distributed.broadcast_object_list(status, src=0, device=torch.device("cpu"))
-        if failed is None and status[0]:
-            sys.exit(status[0])
+        told = [0 if failed is None else 2 if isinstance(failed, InvalidInputError) else 1, result]
+        torch.distributed.broadcast_object_list(told, src=0, device=torch.device("cpu"))
+        status, result = int(told[0]), bool(told[1])
+        if failed is None and status:
+            sys.exit(status)
     if failed is not None:
         raise failed
+    return result

@@ -6,6 +6,7 @@ pass of a layer. They are sums of tensors; what the allocator loses between them
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from longrope.finetune.hardware import Hardware
@@ -128,7 +129,9 @@ def _activations(
         kept = stream * shape.layers
         working = attention + max(mlp + mlp_gradients, norm_gradients) + 2 * stream
         if options.offload_activations and hardware.memory is not None:
-            memory.host["activations, offloaded"] = kept * hardware.devices_per_node
+            # torch rounds pinned memory up to powers of two; a layer's input is a block of its own.
+            pinned = 2.0 ** math.ceil(math.log2(stream)) * shape.layers
+            memory.host["activations, offloaded"] = pinned * hardware.devices_per_node
             kept = min(kept, 2 * stream)  # of a layer at work and of one on its way
     else:
         kept = (attention + mlp + stream) * shape.layers

@@ -49,6 +49,8 @@ def choose_precision(settings: FinetuneSettings, device: str) -> Precision:
             name = "bf16" if _has_bf16() else "fp16"
     if name == "fp16" and device == "cpu":
         raise SettingsError("precision fp16 needs a GPU; use fp32 or bf16 on a CPU")
+    if name == "bf16" and device == "cpu" and settings.zero:
+        raise SettingsError("precision bf16 needs a GPU under DeepSpeed; use fp32, or --zero 0")
     if name == "bf16" and device == "cuda" and not _has_bf16():
         raise SettingsError("precision bf16 needs a GPU of compute capability 8.0 or higher; use fp16")
     half = _DTYPES[name]

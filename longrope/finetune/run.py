@@ -84,10 +84,15 @@ def finetune(
     plan = launching.resolve(torch.cuda.device_count() if device == "cuda" else 0, settings.zero)
     settings = settings.on(plan.processes)
     folder, lock = Path(settings.output).resolve(), lock_of(settings)
+    result = folder / (MODEL if settings.method == "full" else ADAPTER)
 
-    def prepare() -> None:
-        find_run(folder, resume)
-        checked = check(settings, plan, device, tell)
+    def prepare() -> bool:
+        """Whether the run is done already."""
+        present = find_run(folder, resume)
+        if present is not None:
+            lock.acquire()  # before memory is asked for that the run itself may have taken
+        trained = present is not None and result.exists() and _is_trained(folder, present)
+        checked = check(settings, plan, device, tell, to_be_trained=not trained)
         record = open_run(checked.settings, checked.fingerprint, versions(), resume, lock)
         processes = plan.processes if settings.zero else None
         checkpoint = newest_checkpoint(folder / CHECKPOINTS, record.run, processes)
@@ -95,24 +100,23 @@ def finetune(
         if checkpoint is not None:
             checked.stream.load_state_dict(checkpoint.stream)  # refuses other data
             tell(f"going on from step {checkpoint.step} of {settings.steps}")
+        held_out = checked.settings.held_out
+        return trained and (held_out.source is None or "after" in read_held_out(folder, held_out))
 
-    result = folder / (MODEL if settings.method == "full" else ADAPTER)
     try:
-        first_alone(World.from_environment(), device, prepare)
-        if not _is_done(folder, result):
+        done = first_alone(World.from_environment(), device, prepare)
+        if not done:
             launch(folder, device, plan, inherited=lock.descriptors)
     finally:
         lock.release()
     speaks = World.from_environment().rank == 0
-    return FinetuneReport(folder, result, read_held_out(folder), speaks)
+    return FinetuneReport(folder, result, read_held_out(folder, RunRecord.read(folder).settings.held_out), speaks)
 
 
-def _is_done(folder: Path, result: Path) -> bool:
-    """Whether the run has reached its last step, and left what it was asked for."""
-    record = RunRecord.read(folder)
-    measured = record.settings.held_out.source is None or "after" in read_held_out(folder)
+def _is_trained(folder: Path, record: RunRecord) -> bool:
+    """Whether the run has reached its last step."""
     checkpoint = newest_checkpoint(folder / CHECKPOINTS, record.run)
-    return result.exists() and measured and checkpoint is not None and checkpoint.step >= record.settings.steps
+    return checkpoint is not None and checkpoint.step >= record.settings.steps
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,13 @@ class Checked:
     stream: SegmentStream
 
 
-def check(settings: FinetuneSettings, plan: Plan, device: str, tell: Callable[[str], None]) -> Checked:
+def check(
+    settings: FinetuneSettings, plan: Plan, device: str, tell: Callable[[str], None], *, to_be_trained: bool = True
+) -> Checked:
     """Everything that can be known to fail before processes are started.
+
+    Args:
+        to_be_trained: whether memory for that has to be there.
 
     Raises:
         InvalidInputError: if something that was given cannot be used.
@@ -172,7 +181,9 @@ def check(settings: FinetuneSettings, plan: Plan, device: str, tell: Callable[[s
             raise SettingsError(f"held-out length {max(lengths)} is over the {longest} that the factors are meant for")
         held_out_samples(settings.held_out, tokenizer, lengths, settings.seed)
 
-    if device == "cuda" and not torch.cuda.is_available():  # those of the cluster, which this machine does not know
+    if not to_be_trained:
+        tell(f"trained to its last step, {settings.steps}, already")
+    elif device == "cuda" and not torch.cuda.is_available():  # those of the cluster, which this machine does not know
         tell("memory and duration: not estimated, since this machine has no GPU")
     else:
         hardware = Hardware.here(plan.processes, plan.per_node, device)

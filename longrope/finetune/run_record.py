@@ -51,6 +51,10 @@ class RunRecord:
         try:
             data = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
             return cls(data["run"], data["fingerprint"], FinetuneSettings.from_json(json.dumps(data["settings"])))
+        except FileNotFoundError:
+            raise RunExistsError(
+                f"{folder / RUN_FILE} is not there; the output folder has to be one that all machines of the run see"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError):
             file = folder / RUN_FILE
             raise RunExistsError(f"{file} is not the record of a fine-tuning run; give another folder") from None

@@ -104,6 +104,7 @@ def train(folder: str | Path, device: str) -> None:
                 settings.seq_length,
                 together=settings.zero == 3,
                 autocast=precision.autocast,
+                settings=settings.held_out,
                 folder=folder,
             )
         )

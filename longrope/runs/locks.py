@@ -46,9 +46,13 @@ class FolderLock:
     def acquire(self) -> None:
         """Take the lock; the folder is made as needed.
 
+        Nothing happens if it was taken before.
+
         Raises:
             RunExistsError: if another process has it.
         """
+        if self._descriptor is not None:
+            return
         self._file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
         try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_search import write_model
 from transformers import AutoModelForCausalLM
 
 from longrope.finetune.run_record import RunRecord
@@ -23,9 +25,9 @@ def command(longrope: Run, model_folder: Path, documents_file: Path, tmp_path: P
     factors = tmp_path / "factors.json"
     yarn(RopeFactors.identity(10000.0, 16, 64), 256).save(factors)
 
-    def run(output: Path, *more: object) -> Any:
+    def run(output: Path, *more: object, model: Path = model_folder) -> Any:
         return longrope(
-            "finetune", model_folder, "--factors", factors, "--data", documents_file, "--output", output,
+            "finetune", model, "--factors", factors, "--data", documents_file, "--output", output,
             "--seq-length", 128, "--steps", 2, "--warmup", 1, "--lr", 1e-3, "--global-batch", 2, *more,
         )  # fmt: skip
 
@@ -54,6 +56,28 @@ def test_a_run_from_its_command_to_its_model(command: Run, documents_file: Path,
     assert (resumed.code, resumed.err) == (0, "")
     assert (output / "model" / "config.json").stat().st_mtime_ns == written  # nothing was left to be done
     assert f"{measured['after']['128']:.4f}" in resumed.out
+
+
+def test_other_text_to_measure_by_is_measured(command: Run, documents_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join(reversed(documents_file.read_text().splitlines()[:4])))
+    assert command(tmp_path / "run", "--held-out", documents_file, "--held-out-samples", 2).code == 0
+    resumed = command(tmp_path / "run", "--held-out", other, "--held-out-samples", 2, "--resume")
+    assert resumed.code == 0, resumed.err
+    measured = json.loads((tmp_path / "run" / "held_out.json").read_text())
+    assert measured["settings"]["source"] == str(other)
+    assert set(measured) == {"settings", "after"}  # what was before cannot be known any more
+
+
+def test_tied_embeddings_are_not_missed_on_resuming(command: Run, tmp_path: Path) -> None:
+    tied = write_model(tmp_path / "tied", tie_word_embeddings=True)
+    given = ("--save-steps", 1)
+    assert command(tmp_path / "run", *given, model=tied).code == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-2")
+    shutil.rmtree(tmp_path / "run" / "model")
+    resumed = command(tmp_path / "run", *given, "--resume", model=tied)
+    assert (resumed.code, resumed.err) == (0, "")
+    assert "going on from step 1 of 2" in resumed.out
 
 
 def test_options_reach_the_run(command: Run, tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ import killed_worker
 import pytest
 import torch
 import unpinned_worker
-from tiny_runs import ENVIRONMENT, STEPS, begin, history, tiny_settings, weights
+from tiny_runs import ENVIRONMENT, LENGTH, STEPS, WINDOW, begin, history, tiny_settings, weights
 
 from longrope.finetune import ray_train
 from longrope.finetune.launch import LaunchSettings
 from longrope.finetune.run import check, finetune
-from longrope.finetune.settings import FinetuneSettings
+from longrope.finetune.settings import FinetuneSettings, HeldOutSettings
 
 pytest.importorskip("deepspeed")
 
@@ -40,10 +40,11 @@ def settings_of(
     """Settings of a way to train, in a folder of its own."""
     folder = tmp_path_factory.mktemp("runs")
 
+    held_out = HeldOutSettings(source=str(documents_file), lengths=(WINDOW, LENGTH), samples=3)
+
     def settings(way: str, name: str) -> FinetuneSettings:
-        return tiny_settings(
-            folder / name.replace(" ", "-").replace(",", ""), model_folder, documents_file, **WAYS[way]
-        )
+        own = folder / name.replace(" ", "-").replace(",", "")
+        return tiny_settings(own, model_folder, documents_file, held_out=held_out, **WAYS[way])
 
     return settings
 
@@ -88,6 +89,19 @@ def test_every_way_trains_the_same(way: str, uninterrupted: Callable[[str], Path
     for quantity in ("loss", "grad_norm"):
         expected = torch.tensor([entry[quantity] for entry in alone])
         torch.testing.assert_close(torch.tensor([entry[quantity] for entry in shared]), expected, rtol=1e-4, atol=0)
+    expected, measured = (json.loads((uninterrupted(each) / "held_out.json").read_text()) for each in ("one", way))
+    for when, tolerance in (("before", 1e-5), ("after", 1e-3)):
+        assert set(expected[when]) == {str(WINDOW), str(LENGTH)}
+        assert measured[when] == pytest.approx(expected[when], rel=tolerance)
+
+
+def test_half_precision_reaches_the_passes(
+    settings_of: Callable[[str, str], FinetuneSettings], uninterrupted: Callable[[str], Path]
+) -> None:
+    folder = started(replace(settings_of("one", "half"), precision="bf16", steps=2))
+    assert train(folder, 1)
+    half, exact = history(folder)[0]["loss"], history(uninterrupted("one"))[0]["loss"]
+    assert 1e-6 < abs(half / exact - 1) < 1e-2
 
 
 def test_a_run_that_is_done_trains_no_further(uninterrupted: Callable[[str], Path]) -> None:

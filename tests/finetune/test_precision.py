@@ -36,6 +36,12 @@ def test_weights_have_the_bits_that_small_steps_need(
     assert (precision.weights, precision.autocast) == (weights, autocast)
 
 
+def test_a_cpu_has_no_bf16_under_deepspeed() -> None:
+    with pytest.raises(SettingsError, match="use fp32, or --zero 0"):
+        choose_precision(replace(GIVEN, precision="bf16"), "cpu")
+    assert choose_precision(replace(GIVEN, precision="bf16", zero=0), "cpu").autocast == torch.bfloat16
+
+
 def test_an_old_gpu_computes_in_fp16(gpu: pytest.MonkeyPatch) -> None:
     gpu.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     assert choose_precision(GIVEN, "cuda").name == "fp16"
