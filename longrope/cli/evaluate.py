@@ -7,8 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from longrope.cli import options as o
+from longrope.cli.shared import sharing
+from longrope.exceptions import SettingsError
 
 if TYPE_CHECKING:
     from longrope.evaluation.settings import EvaluationSettings
@@ -16,7 +19,18 @@ if TYPE_CHECKING:
     from longrope.runs.model import LoadedModel
     from longrope.runs.progress import Progress
 
-evaluate = typer.Typer(help="Measure a model, as it is or under factors.", no_args_is_help=True)
+
+class _Suites(TyperGroup):
+    """The suites, which an unknown name lists."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        found = super().get_command(ctx, cmd_name)
+        if found is None:
+            raise SettingsError(f"suite {cmd_name!r} is not known; use {', '.join(sorted(self.commands))}")
+        return found
+
+
+evaluate = typer.Typer(cls=_Suites, help="Measure a model, as it is or under factors.", no_args_is_help=True)
 
 _PERPLEXITY, _DATA = "Perplexity", "Data"
 _Lengths = Annotated[str, typer.Option("--lengths", help="Lengths to measure: 4k,32k,128k.", metavar="LENGTHS")]
@@ -57,15 +71,30 @@ def _evaluate() -> None:
     """Measure a model, as it is or under factors."""
 
 
-@evaluate.command()
-def perplexity(
+def _shared(
     model: o.Model,
     lengths: _Lengths,
-    data: o.Data,
     output: o.Output,
     factors: _Factors = None,
     methods: _Methods = "",
     model_revision: o.ModelRevision = None,
+    seed: o.Seed = 0,
+    workers: o.Workers = None,
+    threads_per_worker: o.ThreadsPerWorker = 1,
+    gpus_per_worker: o.GpusPerWorker = None,
+    executor: o.Executor = "local",
+    ray_address: o.RayAddress = None,
+    resume: o.Resume = False,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    attn: o.Attn = "sdpa",
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """The options of every suite."""
+
+
+def _documents(
+    data: o.Data,
     protocol: _Protocol = "full",
     stride: _Stride = 256,
     last: _Last = 0,
@@ -77,46 +106,26 @@ def perplexity(
     max_documents: o.MaxDocuments = None,
     samples: _Samples = 10,
     concatenate: o.Concatenate = False,
-    seed: o.Seed = 0,
-    workers: o.Workers = None,
-    threads_per_worker: o.ThreadsPerWorker = 1,
-    gpus_per_worker: o.GpusPerWorker = None,
-    executor: o.Executor = "local",
-    ray_address: o.RayAddress = None,
-    resume: o.Resume = False,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    attn: o.Attn = "sdpa",
-    trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
-    """Perplexity at several lengths, per token and per byte, with its spread over documents."""
-    _run_perplexity(dict(locals()))
+    """The options of perplexity."""
 
 
 @evaluate.command()
+@sharing(_shared)
+@sharing(_documents)
+def perplexity(**options: Any) -> None:
+    """Perplexity at several lengths, per token and per byte, with its spread over documents."""
+    _run_perplexity(options)
+
+
+@evaluate.command()
+@sharing(_shared)
 def passkey(
-    model: o.Model,
-    lengths: _Lengths,
-    output: o.Output,
-    factors: _Factors = None,
-    methods: _Methods = "",
-    model_revision: o.ModelRevision = None,
     trials: Annotated[int, typer.Option(help="Texts at each length.")] = 10,
     introduction: Annotated[bool, typer.Option(help="Announce the pass key at the start, as in the paper.")] = True,
-    seed: o.Seed = 0,
-    workers: o.Workers = None,
-    threads_per_worker: o.ThreadsPerWorker = 1,
-    gpus_per_worker: o.GpusPerWorker = None,
-    executor: o.Executor = "local",
-    ray_address: o.RayAddress = None,
-    resume: o.Resume = False,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    attn: o.Attn = "sdpa",
-    trust_remote_code: o.TrustRemoteCode = False,
+    **options: Any,
 ) -> None:
     """Five digits hidden in a text that says nothing, and asked for at its end."""
-    options = dict(locals())
     from longrope.evaluation.open_passkey import open_passkey
     from longrope.evaluation.settings import PasskeySettings
 
@@ -125,39 +134,11 @@ def passkey(
     _run(settings, partial(open_passkey, suite, settings.lengths, settings.seed))
 
 
-def compare(
-    model: o.Model,
-    lengths: _Lengths,
-    data: o.Data,
-    output: o.Output,
-    factors: _Factors = None,
-    methods: _Methods = "none,pi,ntk,dynamic-ntk,yarn,longrope",
-    model_revision: o.ModelRevision = None,
-    protocol: _Protocol = "full",
-    stride: _Stride = 256,
-    last: _Last = 0,
-    document_length: _DocumentLength = "",
-    field: o.Field = "text",
-    split: o.Split = "train",
-    revision: o.DataRevision = None,
-    config: o.DataConfig = None,
-    max_documents: o.MaxDocuments = None,
-    samples: _Samples = 10,
-    concatenate: o.Concatenate = False,
-    seed: o.Seed = 0,
-    workers: o.Workers = None,
-    threads_per_worker: o.ThreadsPerWorker = 1,
-    gpus_per_worker: o.GpusPerWorker = None,
-    executor: o.Executor = "local",
-    ray_address: o.RayAddress = None,
-    resume: o.Resume = False,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    attn: o.Attn = "sdpa",
-    trust_remote_code: o.TrustRemoteCode = False,
-) -> None:
+@sharing(_shared)
+@sharing(_documents)
+def compare(methods: _Methods = "none,pi,ntk,dynamic-ntk,yarn,longrope", **options: Any) -> None:
     """One table of the perplexity of all methods."""
-    _run_perplexity(dict(locals()))
+    _run_perplexity({**options, "methods": methods})
 
 
 def _run_perplexity(options: dict[str, Any]) -> None:

@@ -133,4 +133,5 @@ def wilson(right: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
     share, square = right / trials, z * z / trials
     middle = (share + square / 2) / (1 + square)
     half = z / (1 + square) * (share * (1 - share) / trials + square / (4 * trials)) ** 0.5
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    # Rounding must not leave the share itself outside.
+    return min(max(middle - half, 0.0), share), max(min(middle + half, 1.0), share)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from longrope.search.room import CGROUPS
+from longrope.workers.room import CGROUPS
 
 # Dense bfloat16 TFLOP/s with float32 accumulation, from the vendors' data sheets (those of NVIDIA print twice as much,
 # with sparsity). A name is found by the first entry that it contains, so longer names stand before shorter ones.
