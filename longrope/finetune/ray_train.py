@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from logging import ERROR
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from longrope.exceptions import InvalidInputError, RunFailedError
 from longrope.finetune.failure import raise_failure, report_failure
 from longrope.finetune.launch import Plan
 from longrope.finetune.meeting import LONGEST_WAIT
+from longrope.workers.ray_cluster import connect
 from longrope.workers.room import usable_cpus
 
 
@@ -38,13 +38,7 @@ def run_by_ray(folder: Path, device: str, plan: Plan) -> None:
         environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     started = not ray.is_initialized()
     if started:
-        try:
-            if here:  # Ray's CPUs are only a count: its controller needs one beside the workers
-                ray.init(address="local", num_cpus=plan.processes + 1, include_dashboard=False, logging_level=ERROR)
-            else:
-                ray.init(address=plan.ray_address, logging_level=ERROR)
-        except Exception as error:  # Ray raises anything here, also plain Exception
-            raise RunFailedError(f"cannot reach Ray: {' '.join(str(error).split())}") from error
+        connect(plan.ray_address, plan.processes + 1)  # Ray's controller needs a CPU beside the workers
     trainer = train.torch.TorchTrainer(
         _work,
         torch_config=train.torch.TorchConfig(timeout_s=int(LONGEST_WAIT.total_seconds())),

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 from longrope.exceptions import SettingsError, WorkerError
 from longrope.workers.dispatch import WorkerPool
 from longrope.workers.pool import EvaluatorFactory, Labelled
+from longrope.workers.ray_cluster import connect
 from longrope.workers.room import gpu_room
 from longrope.workers.worker import Died, NotLoaded, Raised, Reply, Worker, one_line, thread_environment
 
-OBJECT_STORE_BYTES = 200_000_000  # of a Ray started here; the factory is all it holds, and larger ones spill to disk
 PATIENCE_SECONDS = 300.0  # without any node for an evaluator, after which a run ends that had some before
-KNOCK_SECONDS = 10.0  # for a cluster to accept a connection
 BUSY_SECONDS = 20.0  # for the processes of all evaluators to start; more means that others use the cluster
 LOOK_SECONDS = 10.0  # between looks at the cluster while nothing happens
 
@@ -72,7 +69,10 @@ class RayPool(WorkerPool):
 
     def _open(self) -> None:
         if not self._ray.is_initialized():
-            self._initialise()
+            # As many CPUs as the evaluators asked for, be they more or fewer than the machine has, as LocalPool does.
+            cpus = None if self._fill_the_cluster else self.workers * self._threads
+            connect(self._address, cpus, log_to_driver=False)
+            self._initialised_here = True
         room = self._room()
         if self._fill_the_cluster:
             self.workers = max(room, 1)
@@ -101,30 +101,6 @@ class RayPool(WorkerPool):
         )
         self._factory_reference = self._ray.put(self._factory)
         self._look_for_others_at = time.monotonic() + BUSY_SECONDS
-
-    def _initialise(self) -> None:
-        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-        try:
-            if self._address is not None:
-                _knock(self._address)
-                self._ray.init(address=self._address, **quiet)
-            else:
-                # "local": never a cluster that happens to run here. As many CPUs as the evaluators asked for, be they
-                # more or fewer than the machine has: Ray's CPUs are only a count, and LocalPool would start them too.
-                self._ray.init(
-                    address="local",
-                    num_cpus=None if self._fill_the_cluster else self.workers * self._threads,
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    **quiet,
-                )
-        except Exception as error:  # Ray raises anything here, also plain Exception
-            where = f"reach Ray at {self._address}" if self._address is not None else "start Ray"
-            # Ray hides this behind a plain ConnectionError; with an explicit address it uses no token unless told to.
-            unknown = "AuthenticationError" in "".join(traceback.format_exception(error))
-            hint = "; the cluster asks for a token, set RAY_AUTH_MODE=token" if unknown else ""
-            raise WorkerError(f"cannot {where}: {one_line(error)}{hint}") from error
-        self._initialised_here = True
 
     def _start_worker(self, worker: int) -> None:
         actor = self._actors[worker] = self._actor_class.remote(self._threads)
@@ -209,13 +185,6 @@ class RayPool(WorkerPool):
         self._factory_reference = self._actor_class = None
         if self._initialised_here:
             self._ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """Fail at once where nobody listens; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
 
 
 def _cause_of_death(error: Exception) -> str:

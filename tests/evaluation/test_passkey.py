@@ -1,4 +1,4 @@
-"""Hidden pass keys: texts of the right length, numbers where they are meant to be, right answers told from wrong ones."""
+"""Hidden pass keys: texts of the right length, numbers where they are meant to be, answers that are told apart."""
 
 from __future__ import annotations
 

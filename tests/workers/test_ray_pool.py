@@ -18,6 +18,7 @@ from longrope.search.candidate import Candidate
 from longrope.search.evaluation import BlockScore, Task
 from longrope.workers import ray_pool
 from longrope.workers.pool import Failure
+from longrope.workers.ray_cluster import connect
 from longrope.workers.ray_pool import RayPool
 
 ray = pytest.importorskip("ray")
@@ -191,6 +192,29 @@ def test_a_cluster_that_wants_a_token_is_said(tmp_path: Path, monkeypatch: pytes
         WorkerError, match=r"^cannot reach Ray at auto: ConnectionError: failed; .*RAY_AUTH_MODE=token$"
     ):
         RayPool(ScriptedFactory(tmp_path), 1, address="auto").start()
+
+
+@pytest.mark.parametrize(("failures", "starts"), [(1, True), (2, True), (3, False)])
+def test_ray_that_was_too_slow_to_start_is_started_again(
+    failures: int, starts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = []
+
+    def init(**arguments: object) -> None:
+        attempts.append(arguments)
+        if len(attempts) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    if starts:
+        connect(None, 2)
+        assert len(attempts) == failures + 1
+        assert attempts[-1]["address"] == "local"
+        assert attempts[-1]["num_cpus"] == 2
+    else:
+        with pytest.raises(WorkerError, match=r"^cannot start Ray: Exception: The current node timed out"):
+            connect(None, 2)
 
 
 def test_without_ray_the_message_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
