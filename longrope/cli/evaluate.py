@@ -63,6 +63,7 @@ _Last = Annotated[
 _DocumentLength = Annotated[
     str, typer.Option(help="Tokens of each document (the longest length).", rich_help_panel=_DATA, metavar="LENGTH")
 ]
+_Digits = Annotated[int, typer.Option(help="Digits of the hidden number.")]
 _Samples = Annotated[int, typer.Option(help="Documents.", rich_help_panel=_DATA)]
 
 
@@ -95,10 +96,6 @@ def _shared(
 
 def _documents(
     data: o.Data,
-    protocol: _Protocol = "full",
-    stride: _Stride = 256,
-    last: _Last = 0,
-    document_length: _DocumentLength = "",
     field: o.Field = "text",
     split: o.Split = "train",
     revision: o.DataRevision = None,
@@ -107,12 +104,22 @@ def _documents(
     samples: _Samples = 10,
     concatenate: o.Concatenate = False,
 ) -> None:
+    """The options of suites that read long documents."""
+
+
+def _protocol(
+    protocol: _Protocol = "full",
+    stride: _Stride = 256,
+    last: _Last = 0,
+    document_length: _DocumentLength = "",
+) -> None:
     """The options of perplexity."""
 
 
 @evaluate.command()
 @sharing(_shared)
 @sharing(_documents)
+@sharing(_protocol)
 def perplexity(**options: Any) -> None:
     """Perplexity at several lengths, per token and per byte, with its spread over documents."""
     _run_perplexity(options)
@@ -134,8 +141,52 @@ def passkey(
     _run(settings, partial(open_passkey, suite, settings.lengths, settings.seed))
 
 
+@evaluate.command()
+@sharing(_shared)
+def needle(
+    haystack: Annotated[
+        str,
+        typer.Option(
+            help="Real text to hide numbers in: a .txt, .md, .jsonl or .parquet file, a folder of them, or a Hugging "
+            "Face dataset id.",
+            metavar="PATH",
+            rich_help_panel=_DATA,
+        ),
+    ],
+    field: o.Field = "text",
+    split: o.Split = "train",
+    depth_interval: Annotated[float, typer.Option(help="Percent of the text from one depth to the next.")] = 10,
+    digits: _Digits = 7,
+    trials: Annotated[int, typer.Option(help="Texts at each length and depth.")] = 1,
+    **options: Any,
+) -> None:
+    """A number hidden at every depth of real text, and asked for at its end (needle in a haystack)."""
+    from longrope.evaluation.open_needle import open_needle
+    from longrope.evaluation.settings import NeedleSettings
+
+    settings = _settings(options)
+    suite = NeedleSettings(
+        haystack=haystack, field=field, split=split, depth_interval=depth_interval, digits=digits, trials=trials
+    )
+    _run(settings, partial(open_needle, suite, settings.lengths, settings.seed))
+
+
+@evaluate.command()
 @sharing(_shared)
 @sharing(_documents)
+def needle_perplexity(digits: _Digits = 7, **options: Any) -> None:
+    """Perplexity of the answer to a question about the start of a long text (LongRoPE2)."""
+    from longrope.evaluation.open_needle_perplexity import open_needle_perplexity
+    from longrope.evaluation.settings import NeedlePerplexitySettings
+
+    settings = _settings(options)
+    suite = NeedlePerplexitySettings(digits=digits, **_chosen_documents(options))
+    _run(settings, partial(open_needle_perplexity, suite, settings.lengths, settings.seed))
+
+
+@sharing(_shared)
+@sharing(_documents)
+@sharing(_protocol)
 def compare(methods: _Methods = "none,pi,ntk,dynamic-ntk,yarn,longrope", **options: Any) -> None:
     """One table of the perplexity of all methods."""
     _run_perplexity({**options, "methods": methods})
@@ -147,14 +198,18 @@ def _run_perplexity(options: dict[str, Any]) -> None:
     from longrope.lengths import parse_length
 
     settings = _settings(options)
-    names = ("field", "split", "revision", "config", "samples", "protocol", "stride", "last", "concatenate")
     suite = PerplexitySettings(
-        source=options["data"],
         document_length=parse_length(options["document_length"]) if options["document_length"] else None,
-        max_documents=options["max_documents"],
-        **{name: options[name] for name in names},
+        **{name: options[name] for name in ("protocol", "stride", "last")},
+        **_chosen_documents(options),
     )
     _run(settings, partial(open_perplexity, suite, settings.lengths, settings.seed))
+
+
+def _chosen_documents(options: dict[str, Any]) -> dict[str, Any]:
+    """What suites that read long documents share, as their settings call it."""
+    names = ("field", "split", "revision", "config", "samples", "concatenate", "max_documents")
+    return {"source": options["data"], **{name: options[name] for name in names}}
 
 
 def _settings(options: dict[str, Any]) -> EvaluationSettings:

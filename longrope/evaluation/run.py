@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from longrope.evaluation.settings import EvaluationSettings
 from longrope.evaluation.suite import Suite, Task, by_key
 from longrope.exceptions import RunExistsError, RunFailedError
 from longrope.files import write_text_atomically
+from longrope.model.rope_config import attention_span
 from longrope.runs.journal import Journal
 from longrope.runs.model import LoadedModel, numeric_settings, open_model
 from longrope.runs.progress import Progress
@@ -110,7 +112,7 @@ def evaluate(
     if not measured:
         raise RunFailedError(f"no item could be measured: {next(iter(failures.values()))}; mend it and --resume")
     records = pd.DataFrame(measured)
-    table = suite.table(records)
+    table = _complete(suite.table(records), tasks, lengths, found, attention_span(model.config))
     report = EvaluationReport(folder, suite.name, table, records, failures)
     _write(report, header, model, settings, time.perf_counter() - started)
     return report
@@ -125,6 +127,27 @@ def _refuse_other(folder: Path, journal: Path, resume: bool) -> None:
         )
     if folder.exists() and not journal.exists() and any(folder.iterdir()):
         raise RunExistsError(f"output folder {folder} is not empty and holds no evaluation; choose another")
+
+
+def _complete(
+    table: pd.DataFrame,
+    tasks: Sequence[Task],
+    lengths: Mapping[str, int],
+    found: Mapping[Task, dict[str, Any] | Failure],
+    span: int | None,
+) -> pd.DataFrame:
+    """The table with rows for what failed wholly, how much failed, and which lengths attention cannot see."""
+    if "length" not in table:
+        return table
+    asked = Counter((task.method, lengths[task.item]) for task in tasks)
+    failed = Counter((task.method, lengths[task.item]) for task in tasks if isinstance(found[task], Failure))
+    if failed:
+        keys = pd.MultiIndex.from_tuples(list(asked), names=["method", "length"])
+        table = table.merge(keys.to_frame(index=False), on=["method", "length"], how="right")
+        table["failed"] = [failed[key] for key in zip(table["method"], table["length"], strict=True)]
+    if span is not None and "truncated" not in table and (table["length"] > span).any():
+        table["truncated"] = table["length"] > span
+    return table
 
 
 def _digestible(policy: Any, lengths: tuple[int, ...]) -> list[Any]:

@@ -121,11 +121,26 @@ def test_an_evaluation_that_was_stopped_measures_nothing_twice(given: Any, befor
 def test_what_failed_is_tried_again(given: Any) -> None:
     report, _ = given(lambda task: "out of memory" if task.method == "longrope" else None)
     assert len(report.failures) == 6
-    assert set(report.table["method"]) == {"none"}
+    table = report.table.set_index(["method", "length"])
+    assert list(table["failed"]) == [0, 0, 3, 3]
+    assert table["perplexity"].isna().tolist() == [False, False, True, True]  # a row all the same
     report, asked = given(resume=True)
     assert len(asked) == 6
     assert not report.failures
     assert len(report.records) == 12
+    assert "failed" not in report.table
+
+
+def test_a_length_that_attention_cannot_see_is_marked(given: Any, model_folder: Path) -> None:
+    config = model_folder / "config.json"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps({**content, "model_type": "mistral", "sliding_window": 100}))
+    try:
+        table = given(methods=("none",))[0].table
+    finally:
+        config.write_text(json.dumps(content))
+    assert list(zip(table["length"], table["truncated"], strict=True)) == [(64, False), (128, True)]
+    assert table["perplexity"].notna().all()
 
 
 def test_nothing_measured_is_a_failed_run(given: Any) -> None:
