@@ -103,8 +103,8 @@ class SummarisationSuite(Suite):
     def table(self, records: pd.DataFrame) -> pd.DataFrame:
         """A row a method.
 
-        The means of the F-measures, each with its standard error (bootstrap over documents); ``mean_length`` in
-        tokens; ``truncated`` how many of the ``documents`` were cut.
+        The means of the F-measures, each with its standard error (bootstrap over documents); ``tokens`` the mean
+        length; ``truncated`` how many of the ``documents`` were cut.
         """
         rows = []
         for method, group in records.groupby("method", sort=False):
@@ -116,7 +116,7 @@ class SummarisationSuite(Suite):
             rows.append(
                 {
                     **row,
-                    "mean_length": round(float(group["length"].mean())),
+                    "tokens": round(float(group["length"].mean())),
                     "truncated": int(group["truncated"].sum()),
                     "documents": len(group),
                 }

@@ -58,4 +58,6 @@ def test_the_first_line_that_is_not_blank_counts() -> None:
     assert first_line(" \n Paris \nLondon") == "Paris"
     assert first_line("Paris") == "Paris"
     assert first_line(" \n ") == ""
-    assert [has_first_line(text) for text in ("", "\n", "\n Paris", "Paris\n", "\nParis\nL")] == [False] * 3 + [True] * 2
+    assert [has_first_line(text) for text in ("", "\n", "\n Paris", "Paris\n", "\nParis\nL")] == [False] * 3 + [
+        True
+    ] * 2
