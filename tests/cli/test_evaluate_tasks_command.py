@@ -14,6 +14,7 @@ from longrope.evaluation import run
 from longrope.evaluation.suite import Task
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import yarn
+from longrope.rope.policy import FactorSchedule, Window
 from longrope.workers.pool import EvaluationPool, EvaluatorFactory
 
 Run = Callable[..., Any]
@@ -104,6 +105,23 @@ def test_summaries(longrope: Run, tmp_path: Path) -> None:
     (row,) = pd.read_csv(tmp_path / "run" / "results.csv").to_dict("records")
     assert (row["method"], row["truncated"], row["documents"]) == ("none", 1, 2)
     assert 0 <= row["rouge1"] <= 1
+
+
+def test_the_factors_of_every_window_belong_to_a_run(longrope: Run, tmp_path: Path) -> None:
+    data = write(tmp_path / "books.jsonl", [{"document": "The sky is blue. " * 9, "summary": "A blue sky."}])
+    plain, factors = RopeFactors.identity(10000.0, 64, 256), tmp_path / "schedule.json"
+    given = (
+        "evaluate", "summarisation", "demo", "--data", data, "--max-length", "1k", "--max-new-tokens", 2,
+        "--factors", factors, "--output", tmp_path / "run",
+    )  # fmt: skip
+    long = Window(1024, yarn(plain, 1024))
+    FactorSchedule((Window(256, plain), long)).save(factors)
+    assert longrope(*given).code == 0
+    assert longrope(*given, "--resume").code == 0
+    FactorSchedule((Window(256, yarn(plain, 512)), long)).save(factors)  # which the document falls into
+    ended = longrope(*given, "--resume")
+    assert ended.code == 2
+    assert "other settings" in ended.err
 
 
 @pytest.mark.parametrize(
