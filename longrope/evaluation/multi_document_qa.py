@@ -117,8 +117,8 @@ class MultiDocumentQASuite(Suite):
         """A row a method, number of documents and position.
 
         ``best_subspan_em`` is the share of answers whose first line holds a right one, ``low`` and ``high`` its 95%
-        interval; ``exact_match`` the share whose first line is one; ``tokens`` the mean length; ``truncated`` how many of
-        the ``trials`` had fewer documents.
+        interval; ``exact_match`` the share whose first line is one; ``tokens`` the mean length; ``truncated`` how many
+        of the ``trials`` had fewer documents.
         """
         rows = []
         for (method, documents, position), group in records.groupby(["method", "documents", "position"], sort=False):
