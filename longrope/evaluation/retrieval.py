@@ -15,9 +15,9 @@ from typing import Any
 import pandas as pd
 
 from longrope.data.needles import Needle, hide
+from longrope.evaluation.generation import generate
 from longrope.evaluation.suite import Item, Suite, by_key
 from longrope.lengths import format_length
-from longrope.model.attach import attached
 from longrope.rope.policy import RopePolicy
 
 
@@ -80,21 +80,9 @@ class RetrievalSuite(Suite):
         return hidden.prompt, needle.number, depth
 
     def measure(self, model: Any, tokenizer: Any, policy: RopePolicy, item: str) -> dict[str, Any]:
-        import torch
-
         length = self._items[item].length
         prompt, number, depth = self.prompt(tokenizer, item)
-        ids = torch.tensor([prompt], device=model.get_input_embeddings().weight.device)
-        with torch.inference_mode(), attached(model, policy, length=length):
-            new = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=length - len(prompt),
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            )
-        answer = tokenizer.decode(new[0, len(prompt) :], skip_special_tokens=True).strip()
+        answer = generate(model, tokenizer, policy, prompt, length - len(prompt)).strip()
         return {"depth": depth, "expected": number, "answer": answer, "correct": int(answer.startswith(number))}
 
     def table(self, records: pd.DataFrame) -> pd.DataFrame:

@@ -20,6 +20,8 @@ from longrope.evaluation.suite import Suite, Task, by_key
 from longrope.exceptions import RunExistsError, RunFailedError
 from longrope.files import write_text_atomically
 from longrope.model.rope_config import attention_span
+from longrope.rope.factors import RopeFactors
+from longrope.rope.policy import FactorSchedule
 from longrope.runs.journal import Journal
 from longrope.runs.model import LoadedModel, numeric_settings, open_model
 from longrope.runs.progress import Progress
@@ -38,7 +40,7 @@ class EvaluationReport:
     """What an evaluation found; all of it is in ``folder`` too.
 
     Attributes:
-        table: a row a method and length.
+        table: a row a method and whatever the suite compares, such as lengths.
         records: a row an item and method.
         failures: reasons by label, of items that failed for good.
     """
@@ -151,9 +153,11 @@ def _complete(
 
 
 def _digestible(policy: Any, lengths: tuple[int, ...]) -> list[Any]:
-    """The numbers that a policy uses at each length."""
-    every = (policy.factors_for(length) for length in lengths)
-    return [[each.attention_factor, each.n_hat, *each.lambdas] for each in every]
+    """The numbers that a policy uses at each length, and in every window, for texts may be shorter than the lengths."""
+    every: list[tuple[list[int], RopeFactors]] = [([], policy.factors_for(length)) for length in lengths]
+    if isinstance(policy, FactorSchedule):
+        every += [([window.max_length], window.factors) for window in policy.windows]
+    return [[*window, each.attention_factor, each.n_hat, *each.lambdas] for window, each in every]
 
 
 def _read(journal: Journal) -> dict[Task, dict[str, Any] | Failure]:

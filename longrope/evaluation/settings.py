@@ -18,7 +18,7 @@ class EvaluationSettings:
     Attributes:
         model: a folder or a hub id.
         output: folder that receives the journal, the records and the table.
-        lengths: in tokens.
+        lengths: in tokens; one, the longest that a text may have, for suites whose data decide the lengths.
         factors: the factor JSON of the method ``longrope``.
         methods: names; the model as it is, or under ``factors`` where they are given, when empty.
         resume: go on with the run in ``output``.
