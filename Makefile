@@ -47,7 +47,7 @@ clean: ## remove the venv and what was built
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.ready-demo: EXTRAS := report
-$(VENV)/.ready-test: EXTRAS := search,finetune,report,data,gguf,dev
+$(VENV)/.ready-test: EXTRAS := search,finetune,report,data,gguf,eval,dev
 $(VENV)/.ready-%: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing longrope[$(EXTRAS)] into $(VENV) (the first time takes minutes: PyTorch is large)"
 	@$(PIP_INSTALL) --editable ".[$(EXTRAS)]"
