@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,15 @@ class HarnessGroup:
 
 
 def find_tasks(
-    names: Sequence[str], include_path: Sequence[str] = ()
+    names: Sequence[str], include_path: Sequence[str] = (), note: Callable[[str], None] = lambda line: None
 ) -> tuple[tuple[HarnessTask, ...], tuple[HarnessGroup, ...]]:
     """The tasks behind names, each once, and the groups among these, inner ones first.
 
-    The harness's own list, which takes it some 10 seconds to read, is looked at only for names that the folders of
+    The harness's own list, which takes it half a minute to read, is looked at only for names that the folders of
     ``include_path`` do not hold.
+
+    Args:
+        note: is told before that.
 
     Raises:
         SettingsError: if a name is not known, or a file or folder cannot be used.
@@ -65,6 +68,7 @@ def find_tasks(
     named = [name for name in names if name not in found]
     index = read_index(include_path, defaults=False) if include_path else {}
     if not set(_reachable(index, named)) <= index.keys():
+        note("reading the list of tasks of lm-evaluation-harness")
         index = read_index(include_path)
     for name in named:
         if name not in index:

@@ -47,9 +47,8 @@ def open_harness(
         SettingsError: if lm-evaluation-harness is not installed, or does not know a task, or cannot make texts of a
             length with what is given.
     """
-    progress.note("reading the tasks of lm-evaluation-harness")
     check_installed()
-    tasks, groups = find_tasks(settings.tasks, settings.include_path)
+    tasks, groups = find_tasks(settings.tasks, settings.include_path, progress.note)
     if settings.lengths and not any(task.makes_texts for task in tasks):
         raise SettingsError("--lengths is for tasks that make their own texts, such as ruler; give --max-length")
     if settings.chat_template and getattr(model.tokenizer, "chat_template", None) is None:

@@ -59,7 +59,7 @@ def test_perplexity_and_passkey_of_the_model_as_it_is(
 
 def test_an_unknown_suite_lists_those_there_are(longrope: Run) -> None:
     ended = longrope("evaluate", "vibes", "demo")
-    assert (ended.code, ended.err) == (2, "error: suite 'vibes' is not known; use passkey, perplexity\n")
+    assert (ended.code, ended.err) == (2, "error: suite 'vibes' is not known; use harness, passkey, perplexity\n")
 
 
 def test_a_length_over_the_target(longrope: Run, model_folder: Path, factors: Path, tmp_path: Path) -> None:
