@@ -150,8 +150,8 @@ def harness(
         str,
         typer.Option(help="Lengths that ruler makes its texts for: 4k,32k (the longest input).", metavar="LENGTHS"),
     ] = "",
-    num_fewshot: Annotated[int | None, typer.Option(help="Examples before each question [as each task says].")] = None,
-    limit: Annotated[int | None, typer.Option(help="Documents of each task [all].")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(help="Examples before each question (as each task says).")] = None,
+    limit: Annotated[int | None, typer.Option(help="Documents of each task (all).")] = None,
     batch_size: Annotated[int, typer.Option(help="Inputs of a batch at most; long ones go alone.")] = 8,
     chat_template: Annotated[
         bool, typer.Option("--chat-template", help="Write prompts as a conversation, by the tokenizer's template.")

@@ -159,16 +159,20 @@ def test_what_is_too_long_is_cut_and_counted(
 
 MADE = """
 def texts(max_seq_lengths, tokenizer, **others):
+    import random
+
     from datasets import Dataset
     from transformers import AutoTokenizer
 
     letters = len(AutoTokenizer.from_pretrained(tokenizer)("x" * 10)["input_ids"]) - 1
     assert (letters, others["words"]) == (10, "few")
-    return {"test": Dataset.from_list([{"text": "x" * (n - 10), "length": n} for n in max_seq_lengths])}
+    return {"test": Dataset.from_list(
+        [{"text": "".join(random.choices("ab", k=n - 10)), "length": n} for n in max_seq_lengths]
+    )}
 
 
 def score(document, answers):
-    return {"64": -1.0, str(document["length"]): float(len(document["text"]) == document["length"] - 10)}
+    return {"64": -1.0, str(document["length"]): document["text"].count("a") / (document["length"] - 10)}
 
 
 def mean(values):
@@ -194,12 +198,14 @@ def test_a_task_that_makes_its_texts_is_an_item_at_each_length(
     )
     suite = suite_of(("ruled",), folder, (64, 512), lengths=(128, 64), metadata={"words": "few"})
     assert [(item.key, item.length) for item in suite.items] == [("made/64", 64), ("made/128", 128)]
-    table = suite.table(records(suite, make_tiny_model(), tiny_tokenizer, {"longrope": SCHEDULE}))
-    columns = ["task", "length", "metric", "value"]
-    assert list(table[columns].itertuples(index=False, name=None)) == [
-        ("made", 64, "score", 1.0), ("ruled", 64, "score", 1.0),
-        ("made", 128, "score", 1.0), ("ruled", 128, "score", 1.0),
+    model = make_tiny_model()
+    first, again = (suite.table(records(suite, model, tiny_tokenizer, {"longrope": SCHEDULE})) for _ in range(2))
+    pd.testing.assert_frame_equal(first, again)  # the texts do not depend on what was made before
+    assert list(first[["task", "length", "metric"]].itertuples(index=False, name=None)) == [
+        ("made", 64, "score"), ("ruled", 64, "score"), ("made", 128, "score"), ("ruled", 128, "score"),
     ]  # fmt: skip
+    assert 0 < first["value"][0] == first["value"][1] < 1
+    assert 0 < first["value"][2] == first["value"][3] < 1
 
 
 def test_means_of_groups_by_hand() -> None:
