@@ -278,6 +278,61 @@ def summarisation(
 
 @evaluate.command()
 @sharing(_shared)
+def harness(
+    tasks: Annotated[
+        str, typer.Option(help="Tasks, groups or tags of lm-evaluation-harness, or YAML files; comma-separated.")
+    ],
+    include_path: Annotated[
+        list[str] | None, typer.Option(help="A folder with further tasks (YAML); may be repeated.", metavar="DIR")
+    ] = None,
+    max_length: Annotated[
+        str, typer.Option(help="Tokens of an input at most (the longest window).", metavar="LENGTH")
+    ] = "",
+    lengths: Annotated[
+        str,
+        typer.Option(help="Lengths that ruler makes its texts for: 4k,32k (the longest input).", metavar="LENGTHS"),
+    ] = "",
+    num_fewshot: Annotated[int | None, typer.Option(help="Examples before each question (as each task says).")] = None,
+    limit: Annotated[int | None, typer.Option(help="Documents of each task (all).")] = None,
+    batch_size: Annotated[int, typer.Option(help="Inputs of a batch at most; long ones go alone.")] = 8,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Write prompts as a conversation, by the tokenizer's template.")
+    ] = False,
+    metadata: Annotated[
+        str, typer.Option(help="What tasks that make their own texts take beside the lengths (JSON).", metavar="JSON")
+    ] = "",
+    **options: Any,
+) -> None:
+    """Benchmarks of lm-evaluation-harness, such as arc_challenge, hellaswag, mmlu, truthfulqa and ruler.
+
+    Tasks are downloaded from the Hugging Face hub when they are first used; ruler fetches the texts it hides needles
+    in from the web, too.
+    """
+    from longrope.evaluation.open_harness import check_installed, harness_lengths, open_harness
+    from longrope.evaluation.settings import HarnessSettings
+    from longrope.lengths import parse_length, parse_lengths
+    from longrope.runs.model import open_model
+
+    suite = HarnessSettings(
+        tasks=o.names(tasks),
+        include_path=tuple(include_path or ()),
+        max_length=parse_length(max_length) if max_length else None,
+        lengths=parse_lengths(lengths),
+        num_fewshot=num_fewshot,
+        limit=limit,
+        batch_size=batch_size,
+        chat_template=chat_template,
+        metadata=o.json_object(metadata, "--metadata"),
+    )
+    check_installed()
+    model = open_model(o.model_name(options["model"]), o.execution_settings(options), options["model_revision"])
+    windows = harness_lengths(suite, options["factors"], model)
+    settings = _settings({**options, "lengths": ",".join(map(str, windows))})
+    _run(settings, partial(open_harness, suite, settings))
+
+
+@evaluate.command()
+@sharing(_shared)
 @sharing(_documents)
 def needle_perplexity(digits: _Digits = 7, **options: Any) -> None:
     """Perplexity of the answer to a question about the start of a long text (LongRoPE2)."""
@@ -327,7 +382,7 @@ def _settings(options: dict[str, Any]) -> EvaluationSettings:
         output=options["output"],
         lengths=parse_lengths(options["lengths"]),
         factors=options["factors"],
-        methods=tuple(name.strip() for name in options["methods"].split(",") if name.strip()),
+        methods=o.names(options["methods"]),
         execution=o.execution_settings(options),
         seed=options["seed"],
         revision=options["model_revision"],

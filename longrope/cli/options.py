@@ -146,6 +146,30 @@ def algorithm_settings(options: dict[str, Any]) -> AlgorithmSettings:
     return AlgorithmSettings(**chosen)
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Names in a comma-separated list."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def json_object(text: str, option: str) -> dict[str, Any]:
+    """The object that an option gives as JSON; empty where nothing is given.
+
+    Raises:
+        SettingsError: if it is not one.
+    """
+    import json
+
+    from longrope.exceptions import SettingsError
+
+    try:
+        found = json.loads(text or "{}")
+    except ValueError as error:
+        raise SettingsError(f'{option} {text!r} is not JSON ({error}); write for example {{"key": 1}}') from None
+    if not isinstance(found, dict):
+        raise SettingsError(f'{option} {text!r} is not an object; write for example {{"key": 1}}')
+    return found
+
+
 def parse_choices(text: str) -> tuple[int, ...]:
     """Whole numbers in a comma-separated list.
 

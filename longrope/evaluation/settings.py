@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from longrope.data.needles import DIGITS
 from longrope.evaluation.perplexity import PROTOCOLS, STRIDE
@@ -150,6 +152,44 @@ class PasskeySettings:
 
     def __post_init__(self) -> None:
         _at_least(1, "trials", self.trials)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarnessSettings:
+    """Which tasks of lm-evaluation-harness are run, and how.
+
+    Attributes:
+        tasks: names of tasks, groups or tags, or paths of YAML files.
+        include_path: folders with further tasks.
+        max_length: tokens of an input at most; the longest window when not given.
+        lengths: that tasks which make their own texts (RULER) make them for; ``max_length`` when empty.
+        num_fewshot: examples before each question; as each task says when not given.
+        limit: documents of each task; all when not given.
+        batch_size: sequences of a batch at most.
+        chat_template: write prompts as a conversation, by the tokenizer's template.
+        metadata: what tasks that make their own texts take beside the lengths and the tokenizer.
+    """
+
+    tasks: tuple[str, ...]
+    include_path: tuple[str, ...] = ()
+    max_length: int | None = None
+    lengths: tuple[int, ...] = ()
+    num_fewshot: int | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    chat_template: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise SettingsError("there are no tasks to run; give some, such as --tasks arc_challenge,hellaswag")
+        for name, least in (("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise SettingsError(f"{name.replace('_', ' ')} is {value}; give at least {least}")
+        if "max_seq_lengths" in self.metadata:
+            raise SettingsError("lengths are not given by metadata; give --lengths")
+        object.__setattr__(self, "lengths", tuple(sorted(set(self.lengths))))
 
 
 def _at_least(least: int, name: str, value: int) -> None:

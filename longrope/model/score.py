@@ -87,6 +87,53 @@ def score_tokens(
     return torch.cat(parts).numpy()
 
 
+def score_continuations(
+    model: Any,
+    texts: Sequence[Sequence[int]],
+    continuations: Sequence[tuple[int, Sequence[int]]],
+    factors: RopeFactors,
+    length: int,
+) -> list[tuple[float, bool]]:
+    """How likely each continuation is after its text; logits exist for the tokens of continuations only.
+
+    Args:
+        model: a causal language model without a policy attached.
+        texts: token ids of B inputs, which may differ in length: each a context and all of a continuation but its
+            last token.
+        continuations: the text's number and the token ids that its last positions predict, as many as there are.
+        factors: for the full length of every text.
+        length: tokens of the longest sequence in all, the last token of its continuation included.
+
+    Returns:
+        Of each continuation: log-likelihood in nats, and whether greedy decoding would have given all of its tokens.
+    """
+    architecture = architecture_for(model.config)
+    decoder = architecture.decoder_of(model)
+    longest = max(len(text) for text in texts)
+    # Padding on the right is seen by no token before it, so that no mask is needed.
+    padded = torch.zeros(len(texts), longest, dtype=torch.long)
+    for row, text in zip(padded, texts, strict=True):
+        row[: len(text)] = torch.tensor(text, dtype=torch.long)
+    counts = [len(tokens) for _, tokens in continuations]
+    with torch.inference_mode(), attached(model, factors, length=length):
+        batch = padded.to(decoder.get_input_embeddings().weight.device)
+        hidden = decoder(input_ids=batch, use_cache=False).last_hidden_state  # (B, T, D)
+        wanted = torch.cat(
+            [hidden[row, len(texts[row]) - len(tokens) : len(texts[row])] for row, tokens in continuations]
+        )  # (N, D)
+        targets = torch.cat([torch.tensor(tokens, dtype=torch.long) for _, tokens in continuations])  # (N,)
+        nll, greedy = [], []
+        step = _slice_length(1, model.config.vocab_size)
+        for start in range(0, len(targets), step):
+            logits = architecture.logits(model, wanted[None, start : start + step])[0].float()  # (n, V)
+            expected = targets[start : start + step].to(logits.device)
+            nll.append(functional.cross_entropy(logits, expected, reduction="none").cpu().double())
+            greedy.append((logits.argmax(dim=-1) == expected).cpu())
+            del logits
+    sums = [-float(part.sum()) for part in torch.cat(nll).split(counts)]
+    return list(zip(sums, (bool(part.all()) for part in torch.cat(greedy).split(counts)), strict=True))
+
+
 def _score_slices(
     model: Any,
     ids: torch.Tensor,

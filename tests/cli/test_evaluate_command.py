@@ -115,7 +115,7 @@ def test_what_cannot_be_measured_is_one_line(
 
 def test_an_unknown_suite_lists_those_there_are(longrope: Run) -> None:
     ended = longrope("evaluate", "vibes", "demo")
-    known = "multi-document-qa, needle, needle-perplexity, passkey, perplexity, summarisation"
+    known = "harness, multi-document-qa, needle, needle-perplexity, passkey, perplexity, summarisation"
     assert (ended.code, ended.err) == (2, f"error: suite 'vibes' is not known; use {known}\n")
 
 
