@@ -131,7 +131,7 @@ def passkey(
 
     settings = _settings(options)
     suite = PasskeySettings(trials=trials, introduction=introduction)
-    _run(settings, partial(open_passkey, suite, settings.lengths, settings.seed))
+    _run(settings, partial(open_passkey, suite, settings.lengths, settings.seed), suite)
 
 
 @sharing(_shared)
@@ -154,7 +154,7 @@ def _run_perplexity(options: dict[str, Any]) -> None:
         max_documents=options["max_documents"],
         **{name: options[name] for name in names},
     )
-    _run(settings, partial(open_perplexity, suite, settings.lengths, settings.seed))
+    _run(settings, partial(open_perplexity, suite, settings.lengths, settings.seed), suite)
 
 
 def _settings(options: dict[str, Any]) -> EvaluationSettings:
@@ -175,11 +175,14 @@ def _settings(options: dict[str, Any]) -> EvaluationSettings:
     )
 
 
-def _run(settings: EvaluationSettings, open_suite: Callable[[LoadedModel, Progress], Suite]) -> None:
+def _run(
+    settings: EvaluationSettings, open_suite: Callable[[LoadedModel, Progress], Suite], chosen: Any = None
+) -> None:
+    """Evaluate and print; ``chosen`` is the settings dataclass of the suite, for the record."""
     from longrope.cli.outcome import print_evaluation
     from longrope.cli.progress import ConsoleProgress
     from longrope.evaluation.run import evaluate as run_evaluation
 
     with ConsoleProgress() as progress:
-        report = run_evaluation(settings, open_suite, progress)
+        report = run_evaluation(settings, open_suite, progress, chosen)
     print_evaluation(report)

@@ -18,6 +18,7 @@ from longrope.evaluation.settings import EvaluationSettings
 from longrope.evaluation.suite import Suite, Task, by_key
 from longrope.exceptions import RunExistsError, RunFailedError
 from longrope.files import write_text_atomically
+from longrope.runs.command import options_of
 from longrope.runs.journal import Journal
 from longrope.runs.model import LoadedModel, numeric_settings, open_model
 from longrope.runs.progress import Progress
@@ -52,11 +53,13 @@ def evaluate(
     settings: EvaluationSettings,
     open_suite: Callable[[LoadedModel, Progress], Suite],
     progress: Progress | None = None,
+    chosen: Any = None,
 ) -> EvaluationReport:
     """Measure every item of a suite under every method, or what a run in the output folder has not measured yet.
 
     Args:
         open_suite: makes the suite for a model; it reads data, and may refuse them.
+        chosen: the settings dataclass that ``open_suite`` goes by, for the record of how to do this again.
 
     Raises:
         InvalidInputError: if something that was given cannot be used; nothing was started then.
@@ -112,7 +115,7 @@ def evaluate(
     records = pd.DataFrame(measured)
     table = suite.table(records)
     report = EvaluationReport(folder, suite.name, table, records, failures)
-    _write(report, header, model, settings, time.perf_counter() - started)
+    _write(report, header, model, settings, chosen, time.perf_counter() - started)
     return report
 
 
@@ -148,7 +151,12 @@ def _event(task: Task, result: dict[str, Any] | Failure) -> dict[str, Any]:
 
 
 def _write(
-    report: EvaluationReport, header: dict[str, Any], model: LoadedModel, settings: EvaluationSettings, seconds: float
+    report: EvaluationReport,
+    header: dict[str, Any],
+    model: LoadedModel,
+    settings: EvaluationSettings,
+    chosen: Any,
+    seconds: float,
 ) -> None:
     folder = report.folder
     write_text_atomically(folder / TABLE_FILE, report.table.to_csv(index=False))
@@ -157,6 +165,7 @@ def _write(
         **header,
         "model": model.describe(),
         "factors": settings.factors,
+        "command": command(report.suite, settings, chosen),
         "results": [_without_nan(row) for row in report.table.to_dict("records")],
         "failures": report.failures,
         "wall_seconds": round(seconds, 3),
@@ -165,6 +174,21 @@ def _write(
         "versions": versions(),
     }
     write_text_atomically(folder / RESULTS_FILE, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def command(suite: str, settings: EvaluationSettings, chosen: Any) -> list[str] | None:
+    """The command line of an evaluation but for its output; None where what the suite goes by is not known."""
+    if chosen is None:
+        return None
+    return [
+        "longrope",
+        "evaluate",
+        suite,
+        settings.model,
+        *options_of(settings, {"revision": "model-revision"}, leave=("model", "output", "resume")),
+        *options_of(settings.execution, {"attention": "attn"}),
+        *options_of(chosen, {"source": "data"}),
+    ]
 
 
 def _without_nan(row: dict[Any, Any]) -> dict[str, Any]:
