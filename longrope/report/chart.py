@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 4.0, 3.2  # inches
 TEXT, SMALL = 10.0, 9.5  # points
 _LABELLED_LENGTHS = 7
-_REACH = 6.0
+_NAMED_ABOVE = 4
+_REACH = 10.0
 """A logarithmic axis ends at so many times the worst of the best values; what is above is named in a note."""
 
 
@@ -130,7 +131,7 @@ def positive_axis(axes: Axes, values: Sequence[float], best: Sequence[float]) ->
     else:
         room = (top - low or abs(top) or 1.0) * 0.08
         axes.set_ylim(low - room, top + room)
-    return top
+    return float(axes.get_ylim()[1])
 
 
 def plain_log(axes: Axes, base: int = 10) -> None:
@@ -173,13 +174,15 @@ def _x(value: float) -> str:
 
 
 def note_above(series: Sequence[Series], top: float) -> str:
-    """Which values are above the end of the axis."""
+    """Which values are above the end of the axis, or how many where they are many."""
     hidden = [
         f"{each.name} {shown(float(y))} at {_x(x)}"
         for each in series
         for x, y in zip(each.x, each.y, strict=True)
-        if math.isfinite(y) and y > top * 1.0001
+        if math.isfinite(y) and y > top
     ]
+    if len(hidden) > _NAMED_ABOVE:
+        return f" {len(hidden)} values are above the axis; the table has them."
     return f" Above the axis: {', '.join(hidden)}." if hidden else ""
 
 

@@ -52,6 +52,7 @@ class Section:
     Attributes:
         kind: of run, in a few words.
         name: of its files, unique in a report once numbered.
+        source: the folder of the run, as it was given.
         findings: sentences that say what came out.
         facts: the few figures that one wants first, as (name, value).
         missing: sentences about what the run's folder does not hold.
@@ -64,6 +65,7 @@ class Section:
     kind: str
     title: str
     name: str
+    source: str = ""
     findings: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     plots: tuple[Plot, ...] = ()
@@ -111,3 +113,9 @@ def short_name(model: object) -> str:
     """What a model is called in a heading: the last part of its path or hub id."""
     name = str(model or "model").rstrip("/")
     return "embedded model" if name.endswith("longrope/demo/model") else name.rpartition("/")[2]
+
+
+def when(recorded: object) -> str:
+    """A recorded time in a form that can be broken into lines."""
+    text = str(recorded).replace("T", " ")
+    return f"{text[:-5]} {text[-5:]}" if text[-5:-4] in ("+", "-") else text

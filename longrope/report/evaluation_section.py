@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from longrope.lengths import format_length
-from longrope.report.content import Plot, Section, Table, record_table, short_name, shown
+from longrope.report.content import Plot, Section, Table, record_table, short_name, when
 from longrope.report.evaluation_run import EvaluationRun
 from longrope.report.perplexity_figures import difference_plot, paired, per_byte_plot, perplexity_plot
 from longrope.report.reproduce import evaluation_command
@@ -21,11 +21,12 @@ def evaluation_section(run: EvaluationRun) -> Section:
     record = run.record
     failures = record.get("failures") or {}
     command = evaluation_command(record.get("command"))
-    model = record.get("model") if isinstance(record.get("model"), dict) else {}
+    model = dict(record.get("model") or {})
     return Section(
         kind="evaluation",
         title=f"{short_name(model.get('name'))}: {run.suite}",
         name=run.suite,
+        source=str(run.folder),
         findings=_findings(run),
         facts=_facts(run),
         plots=tuple(_plots(run)),
@@ -91,18 +92,16 @@ def _perplexity_findings(run: EvaluationRun) -> tuple[str, ...]:
         return ()
     ranked = longest.sort_values("perplexity", kind="stable").to_dict("records")
     best = ranked[0]
-    spread = (
-        f" (95% interval {shown(best['low'])} to {shown(best['high'])})" if best.get("low") == best.get("low") else ""
-    )
+    spread = f" (95% interval {best['low']:.4g} to {best['high']:.4g})" if best.get("low") == best.get("low") else ""
     found = [
-        f"Lowest at {format_length(length)} tokens: {best['method']}, perplexity {shown(best['perplexity'])}{spread}."
+        f"Lowest at {format_length(length)} tokens: {best['method']}, perplexity {best['perplexity']:.4g}{spread}."
     ]
     compared = paired(run)
     if compared is not None and len(ranked) > 1 and (ranked[1]["method"], length) in compared[1]:
         second = ranked[1]["method"]
         mean, interval = compared[1][second, length]
         found.append(
-            f"{second}, the next, loses {mean:.4f} nats per token more on the same documents (95% interval "
+            f"{second}, the next best, is {mean:.4f} nats per token worse on the same documents (95% interval "
             f"{interval.low:.4f} to {interval.high:.4f})."
         )
         if interval.low <= 0 <= interval.high:
@@ -121,5 +120,5 @@ def _facts(run: EvaluationRun) -> tuple[tuple[str, str], ...]:
     if "wall_seconds" in record:
         facts.append(("duration", describe_duration(record["wall_seconds"])))
     if "finished" in record:
-        facts.append(("finished", record["finished"]))
+        facts.append(("finished", when(record["finished"])))
     return tuple((name, str(value)) for name, value in facts)

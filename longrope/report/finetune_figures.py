@@ -8,6 +8,7 @@ from typing import Any
 
 from longrope.lengths import format_length
 from longrope.report.chart import (
+    TEXT,
     Series,
     draw_lines,
     in_words,
@@ -67,9 +68,9 @@ def _curve(
     if name in ("lr", "speed", "memory", "mfu"):
         axes.set_ylim(0, max(*values, 1e-12) * 1.1)
     if name == "lr":
-        from matplotlib.ticker import FuncFormatter
-
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        power = math.floor(math.log10(max(*values, 1e-12)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value / 10.0**power:.3g}")
+        axes.set_title(f"{label}, in 1e{power}", loc="left", fontsize=TEXT, color=LIGHT["muted"])
     axes.set_xlim(0, max(run.settings.steps, steps[-1]) * 1.02)
     whole_numbers(axes)
     axes.set_xlabel("optimizer step")

@@ -47,10 +47,10 @@ def open_finetune(folder: Path) -> FinetuneRun:
     steps = tuple(line for line in lines if "loss" in line)
     if not steps:
         raise InvalidInputError(
-            f"{folder} holds a fine-tuning run that has not logged a step: it is still starting, or failed; wait for it, "
-            "or go on with it by --resume"
+            f"{folder} holds a fine-tuning run that has not logged a step: it is still starting, or failed; wait for "
+            "it, or go on with it by --resume"
         )
-    summary = next((line for line in reversed(lines) if "train_runtime" in line), {})
+    summary: dict[str, Any] = next((line for line in reversed(lines) if "train_runtime" in line), {})
     held_out = {
         name: {int(length): value for length, value in values.items()}
         for name, values in read_held_out(folder, settings.held_out).items()

@@ -19,8 +19,9 @@ def finetune_section(run: FinetuneRun) -> Section:
     plots = [*([held_out] if held_out is not None else []), *curves(run)]
     return Section(
         kind="fine-tuning",
-        title=f"{short_name(settings.model)}, segments of {format_length(settings.seq_length)}",
+        title=f"{short_name(settings.model)}, fine-tuned on segments of {format_length(settings.seq_length)}",
         name="finetune",
+        source=str(run.folder),
         findings=_findings(run),
         facts=_facts(run),
         plots=tuple(plots),
@@ -42,8 +43,8 @@ def _findings(run: FinetuneRun) -> tuple[str, ...]:
     found, last = [], run.steps[-1]
     if not run.done:
         found.append(
-            f"This run is not done: step {last['step']} of {run.settings.steps} was the last that was logged. It is still "
-            "going on, or was stopped; --resume goes on with it."
+            f"This run is not done: step {last['step']} of {run.settings.steps} was the last that was logged. It is "
+            "still going on, or was stopped; --resume goes on with it."
         )
     before, after = (run.held_out.get(name, {}) for name in ("before", "after"))
     for length in sorted(before.keys() & after.keys()):

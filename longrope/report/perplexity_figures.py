@@ -90,9 +90,9 @@ def difference_plot(run: EvaluationRun) -> Plot | None:
     return Plot(
         "difference",
         f"Against {reference}, document by document",
-        f"Loss minus that of {reference}, the best at the longest length, on the same documents; above 0 is worse. That some "
-        "documents are harder than others cancels out, so these 95% bands tell methods apart better than those of the "
-        "perplexity do." + note_above(series, top),
+        f"Loss minus that of {reference}, the best at the longest length, on the same documents; above 0 is worse. How "
+        "hard a document is cancels out, so these 95% bands tell methods apart better than those of the perplexity do."
+        + note_above(series, top),
         in_words(series),
         figure,
         Table(("method", "length", "nats per token", "low", "high"), tuple(rows), "95% intervals over documents"),
@@ -116,9 +116,9 @@ def paired(run: EvaluationRun) -> tuple[str, dict[tuple[str, int], tuple[float, 
         if method == reference:
             continue
         own = run.records[run.records["method"] == method].set_index("item")
-        both = own.join(base[["nll"]], rsuffix="_reference", how="inner")
+        both = own.assign(reference=base["nll"]).dropna(subset=["reference"])
         for length, group in both.groupby("length", sort=True):
-            difference = (group["nll"] - group["nll_reference"]).to_numpy(dtype=np.float64)
+            difference = (group["nll"] - group["reference"]).to_numpy(dtype=np.float64)
             tokens = group["tokens"].to_numpy(dtype=np.float64)
             if len(group) >= 2:
                 spread = bootstrap_ratio(difference, tokens)

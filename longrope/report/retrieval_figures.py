@@ -41,12 +41,12 @@ def accuracy_plot(run: EvaluationRun) -> Plot:
     axes.set_ylim(-4, 104)
     length_axis(axes, [int(x) for each in series for x in each.x])
     legend(figure, axes)
-    trials = sorted({len(group) for _, group in run.records.groupby(["method", "length"])})
+    counts = sorted({len(group) for _, group in run.records.groupby(["method", "length"])})
     return Plot(
         "accuracy",
         "Right answers by length",
-        f"{' or '.join(map(str, trials))} texts for each method and length; bars are 95% intervals (Wilson). Methods are "
-        "moved a little apart sideways.",
+        f"{' or '.join(map(str, counts))} texts for each method and length; bars are 95% intervals (Wilson). Methods "
+        "are moved a little apart sideways.",
         in_words(series),
         figure,
         interval_table(series, "% of answers right"),
@@ -103,8 +103,8 @@ def _heatmap(run: EvaluationRun, method: str) -> Plot:
     return Plot(
         f"depth-{_file_name(method)}",
         f"Where it was found: {method}",
-        f"% of right answers by length and depth; {'numbers and ' if numbered else ''}fuller cells mean more. No cell: nothing "
-        "was hidden there.",
+        f"% of right answers by length and depth; {'numbers and ' if numbered else ''}fuller cells mean more. No cell: "
+        "nothing was hidden there.",
         f"{method}: {total} of {len(own)} answers right. "
         + "; ".join(
             f"{format_length(length)}: {int(here['correct'].sum())} of {len(here)}"

@@ -147,8 +147,8 @@ def open_search(folder: Path) -> SearchRun:
     journal = folder / JOURNAL_FILE
     if not (folder / FACTORS_FILE).exists():
         raise InvalidInputError(
-            f"{folder} holds a search without a result: it is still running, or was stopped; wait for it, or go on with "
-            "it by --resume"
+            f"{folder} holds a search without a result: it is still running, or was stopped; wait for it, or go on "
+            "with it by --resume"
         )
     factors = load_factors(folder / FACTORS_FILE)
     if not isinstance(factors, RopeFactors):

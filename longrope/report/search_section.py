@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 
 from longrope.lengths import format_length
-from longrope.report.content import Section, Table, record_table, short_name, shown
+from longrope.report.content import Section, Table, record_table, short_name, shown, when
 from longrope.report.reproduce import search_command
-from longrope.report.search_figures import (
-    convergence_plot,
+from longrope.report.search_progress_figures import convergence_plot, gain_plot, n_hat_plot
+from longrope.report.search_result_figures import (
     difference_plot,
     differences,
     factors_plot,
-    gain_plot,
     held_out_plot,
-    n_hat_plot,
     position_plot,
 )
 from longrope.report.search_run import SearchRun
@@ -41,8 +39,9 @@ def search_section(run: SearchRun) -> Section:
         command = None
     return Section(
         kind=f"{kind} of factors",
-        title=f"{name}, window {target}" if run.is_readjustment else f"{name}: {original} to {target}",
+        title=f"{name}, window {target}" if run.is_readjustment else f"{name}: {original} to {target} tokens",
         name=kind,
+        source=str(run.folder),
         findings=_findings(run),
         facts=_facts(run),
         plots=tuple(plot for make in draw if (plot := make(run)) is not None),
@@ -81,8 +80,8 @@ def _findings(run: SearchRun) -> tuple[str, ...]:
                 else "the same on every document"
             )
             found.append(
-                f"That is {abs(difference.mean):.4f} nats per token {better} than {method.label} (paired standard error "
-                f"{difference.standard_error:.4f}, {sure})."
+                f"That is {abs(difference.mean):.4f} nats per token {better} than {method.label} (paired standard "
+                f"error {difference.standard_error:.4f}, {sure})."
             )
             if abs(difference.standard_errors) < 2:
                 found.append("So these documents do not tell the two apart.")
@@ -107,7 +106,7 @@ def _facts(run: SearchRun) -> tuple[tuple[str, str], ...]:
     if "wall_seconds" in record:
         facts.append(("duration", describe_duration(record["wall_seconds"])))
     if "finished" in record:
-        facts.append(("finished", str(record["finished"])))
+        facts.append(("finished", when(record["finished"])))
     return tuple(facts)
 
 
@@ -141,8 +140,8 @@ def _missing(run: SearchRun) -> tuple[str, ...]:
 def _note(run: SearchRun) -> str:
     if run.is_readjustment:
         return (
-            "Add --factors if the model's folder does not hold the long factors: the run did not record where they came "
-            "from. Several windows that are searched by one command build on each other."
+            "Add --factors if the model's folder does not hold the long factors: the run did not record where they "
+            "came from. Several windows that are searched by one command build on each other."
         )
     return "The same seed, data and model give the same factors, with any number of workers."
 

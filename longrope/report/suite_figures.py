@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -11,6 +12,9 @@ from longrope.report.chart import Series, draw_lines, in_words, legend, length_a
 from longrope.report.content import Plot, Table, shown
 from longrope.report.evaluation_run import EvaluationRun
 from longrope.report.palette import LIGHT, looks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _COUNTS = {
     "length", "low", "high", "error", "stderr", "trials", "documents", "tokens", "bytes", "items", "questions",
@@ -64,7 +68,7 @@ def _plot(rows: pd.DataFrame, metric: str, group: str, suite: str) -> Plot | Non
     return Plot(name.strip("-"), title, caption, in_words(series), figure, Table(columns, tuple(cells)))
 
 
-def _bars(series: list[Series], metric: str) -> object:
+def _bars(series: list[Series], metric: str) -> Figure:
     figure, axes = new_chart(height=1.1 + 0.36 * len(series))
     axes.grid(visible=False)
     look = looks([each.name for each in series])

@@ -49,6 +49,8 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
 def save_files(figure: Figure, title: str, path: Path) -> list[Path]:
     """Write the figure with its title as ``path`` with the suffixes .png and .svg."""
     figure.suptitle(title, x=0.02, horizontalalignment="left", fontsize=11, fontweight="bold", color=LIGHT["ink"])
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it has found its places, for both files
     files = [path.with_name(f"{path.name}{suffix}") for suffix in (".png", ".svg")]
     for file in files:
         save_figure(figure, file, DPI)
