@@ -1,5 +1,5 @@
 PYTHON ?= python3
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -47,7 +47,7 @@ clean: ## remove the venv and what was built
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.ready-demo: EXTRAS := report
-$(VENV)/.ready-test: EXTRAS := search,finetune,report,data,gguf,dev
+$(VENV)/.ready-test: EXTRAS := search,finetune,eval,report,data,gguf,dev
 $(VENV)/.ready-%: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing longrope[$(EXTRAS)] into $(VENV) (the first time takes minutes: PyTorch is large)"
 	@$(PIP_INSTALL) --editable ".[$(EXTRAS)]"

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from longrope.cli import options as o
-from longrope.cli.shared import sharing
+from longrope.cli.shared import given_command, sharing
 from longrope.exceptions import SettingsError
 
 if TYPE_CHECKING:
@@ -63,7 +63,33 @@ _Last = Annotated[
 _DocumentLength = Annotated[
     str, typer.Option(help="Tokens of each document (the longest length).", rich_help_panel=_DATA, metavar="LENGTH")
 ]
+_Digits = Annotated[int, typer.Option(help="Digits of the hidden number.")]
 _Samples = Annotated[int, typer.Option(help="Documents.", rich_help_panel=_DATA)]
+_MaxLength = Annotated[
+    str,
+    typer.Option(
+        "--max-length",
+        help="Most tokens of a prompt and its answer: 32k. Prompts that are longer are cut, and counted.",
+        metavar="LENGTH",
+    ),
+]
+_Records = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="Records: a .jsonl or .parquet file, a folder of them, or a Hugging Face dataset id.",
+        metavar="PATH",
+        rich_help_panel=_DATA,
+    ),
+]
+_Drawn = Annotated[int, typer.Option(help="Records to draw (all where there are fewer).", rich_help_panel=_DATA)]
+_MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of an answer.")]
+_ChatTemplate = Annotated[bool, typer.Option("--chat-template", help="Put prompts into the tokenizer's chat template.")]
+
+
+def _field(of: str) -> Any:
+    """The option that names a field of the records."""
+    return typer.Option(help=f"Field of {of}.", metavar="NAME", rich_help_panel=_DATA)
 
 
 @evaluate.callback()
@@ -95,10 +121,6 @@ def _shared(
 
 def _documents(
     data: o.Data,
-    protocol: _Protocol = "full",
-    stride: _Stride = 256,
-    last: _Last = 0,
-    document_length: _DocumentLength = "",
     field: o.Field = "text",
     split: o.Split = "train",
     revision: o.DataRevision = None,
@@ -107,12 +129,33 @@ def _documents(
     samples: _Samples = 10,
     concatenate: o.Concatenate = False,
 ) -> None:
+    """The options of suites that read long documents."""
+
+
+def _protocol(
+    protocol: _Protocol = "full",
+    stride: _Stride = 256,
+    last: _Last = 0,
+    document_length: _DocumentLength = "",
+) -> None:
     """The options of perplexity."""
+
+
+def _records(
+    data: _Records,
+    samples: _Drawn = 100,
+    split: o.Split = "train",
+    revision: o.DataRevision = None,
+    config: o.DataConfig = None,
+    chat_template: _ChatTemplate = False,
+) -> None:
+    """The options of suites that ask about documents."""
 
 
 @evaluate.command()
 @sharing(_shared)
 @sharing(_documents)
+@sharing(_protocol)
 def perplexity(**options: Any) -> None:
     """Perplexity at several lengths, per token and per byte, with its spread over documents."""
     _run_perplexity(options)
@@ -131,11 +174,124 @@ def passkey(
 
     settings = _settings(options)
     suite = PasskeySettings(trials=trials, introduction=introduction)
-    _run(settings, partial(open_passkey, suite, settings.lengths, settings.seed), suite)
+    _run(settings, partial(open_passkey, suite, settings.lengths, settings.seed))
+
+
+@evaluate.command()
+@sharing(_shared)
+def needle(
+    haystack: Annotated[
+        str,
+        typer.Option(
+            help="Real text to hide numbers in: a .txt, .md, .jsonl or .parquet file, a folder of them, or a Hugging "
+            "Face dataset id.",
+            metavar="PATH",
+            rich_help_panel=_DATA,
+        ),
+    ],
+    field: o.Field = "text",
+    split: o.Split = "train",
+    depth_interval: Annotated[float, typer.Option(help="Percent of the text from one depth to the next.")] = 10,
+    digits: _Digits = 7,
+    trials: Annotated[int, typer.Option(help="Texts at each length and depth.")] = 1,
+    **options: Any,
+) -> None:
+    """A number hidden at every depth of real text, and asked for at its end (needle in a haystack)."""
+    from longrope.evaluation.open_needle import open_needle
+    from longrope.evaluation.settings import NeedleSettings
+
+    settings = _settings(options)
+    suite = NeedleSettings(
+        haystack=haystack, field=field, split=split, depth_interval=depth_interval, digits=digits, trials=trials
+    )
+    _run(settings, partial(open_needle, suite, settings.lengths, settings.seed))
+
+
+@evaluate.command()
+@sharing(_shared)
+@sharing(_records)
+def multi_document_qa(
+    lengths: _MaxLength,
+    documents: Annotated[
+        str, typer.Option(help="Numbers of documents, the one with the answer included.")
+    ] = "20,30,50,100",
+    positions: Annotated[
+        str, typer.Option(help="Where the one with the answer stands: start, middle, end, or 0 to 1.")
+    ] = "0,0.5,1",
+    max_new_tokens: _MaxNewTokens = 100,
+    question_field: Annotated[str, _field("the question")] = "question",
+    answers_field: Annotated[str, _field("an answer, or a list of right ones")] = "answers",
+    contexts_field: Annotated[str, _field("all documents, marked by isgold or hasanswer")] = "ctxs",
+    document_field: Annotated[str, _field("the document with the answer, where there is no such list")] = "document",
+    distractors_field: Annotated[str, _field("a list of other documents beside it")] = "distractors",
+    **options: Any,
+) -> None:
+    """Questions whose answer stands in one of many documents: exact match by number of documents and position."""
+    from longrope.evaluation.open_multi_document_qa import open_multi_document_qa
+    from longrope.evaluation.task_settings import MultiDocumentQASettings, parse_documents, parse_positions
+
+    settings = _settings_up_to(lengths, options)
+    suite = MultiDocumentQASettings(
+        **_task(options),
+        max_new_tokens=max_new_tokens,
+        documents=parse_documents(documents),
+        positions=parse_positions(positions),
+        question=question_field,
+        answers=answers_field,
+        contexts=contexts_field,
+        document=document_field,
+        distractors=distractors_field,
+    )
+    _run(settings, partial(open_multi_document_qa, suite, settings.lengths[0], settings.seed))
+
+
+@evaluate.command()
+@sharing(_shared)
+@sharing(_records)
+def summarisation(
+    lengths: _MaxLength,
+    max_new_tokens: _MaxNewTokens = 512,
+    document_field: Annotated[str, _field("the document")] = "document",
+    summary_field: Annotated[str, _field("its summary")] = "summary",
+    prompt: Annotated[
+        str, typer.Option(help="What is read, with {document} in it (the words of fine-tuning on chapter summaries).")
+    ] = "",
+    stemmer: Annotated[bool, typer.Option("--stemmer", help="Compare words by their stems.")] = False,
+    **options: Any,
+) -> None:
+    """Summaries of documents, compared with written ones by ROUGE-1, ROUGE-2 and ROUGE-L."""
+    from longrope.data.templates.chapter_summary import PROMPT
+    from longrope.evaluation.open_summarisation import open_summarisation
+    from longrope.evaluation.task_settings import SummarisationSettings
+
+    settings = _settings_up_to(lengths, options)
+    suite = SummarisationSettings(
+        **_task(options),
+        max_new_tokens=max_new_tokens,
+        document=document_field,
+        summary=summary_field,
+        prompt=prompt or PROMPT,
+        stemmer=stemmer,
+    )
+    _run(settings, partial(open_summarisation, suite, settings.lengths[0], settings.seed))
+
+
+@evaluate.command()
+@sharing(_shared)
+@sharing(_documents)
+def needle_perplexity(digits: _Digits = 7, **options: Any) -> None:
+    """Perplexity of the answer to a question about the start of a long text (LongRoPE2)."""
+    from longrope.evaluation.open_needle_perplexity import open_needle_perplexity
+    from longrope.evaluation.settings import NeedlePerplexitySettings
+
+    settings = _settings(options)
+    suite = NeedlePerplexitySettings(digits=digits, **_chosen_documents(options))
+    _run(settings, partial(open_needle_perplexity, suite, settings.lengths, settings.seed))
 
 
 @sharing(_shared)
 @sharing(_documents)
+@sharing(_protocol)
 def compare(methods: _Methods = "none,pi,ntk,dynamic-ntk,yarn,longrope", **options: Any) -> None:
     """One table of the perplexity of all methods."""
     _run_perplexity({**options, "methods": methods})
@@ -147,14 +303,18 @@ def _run_perplexity(options: dict[str, Any]) -> None:
     from longrope.lengths import parse_length
 
     settings = _settings(options)
-    names = ("field", "split", "revision", "config", "samples", "protocol", "stride", "last", "concatenate")
     suite = PerplexitySettings(
-        source=options["data"],
         document_length=parse_length(options["document_length"]) if options["document_length"] else None,
-        max_documents=options["max_documents"],
-        **{name: options[name] for name in names},
+        **{name: options[name] for name in ("protocol", "stride", "last")},
+        **_chosen_documents(options),
     )
-    _run(settings, partial(open_perplexity, suite, settings.lengths, settings.seed), suite)
+    _run(settings, partial(open_perplexity, suite, settings.lengths, settings.seed))
+
+
+def _chosen_documents(options: dict[str, Any]) -> dict[str, Any]:
+    """What suites that read long documents share, as their settings call it."""
+    names = ("field", "split", "revision", "config", "samples", "concatenate", "max_documents")
+    return {"source": options["data"], **{name: options[name] for name in names}}
 
 
 def _settings(options: dict[str, Any]) -> EvaluationSettings:
@@ -175,14 +335,24 @@ def _settings(options: dict[str, Any]) -> EvaluationSettings:
     )
 
 
-def _run(
-    settings: EvaluationSettings, open_suite: Callable[[LoadedModel, Progress], Suite], chosen: Any = None
-) -> None:
-    """Evaluate and print; ``chosen`` is the settings dataclass of the suite, for the record."""
+def _settings_up_to(max_length: str, options: dict[str, Any]) -> EvaluationSettings:
+    """What all suites share, where the data decide the lengths of texts."""
+    from longrope.lengths import parse_length
+
+    return _settings({**options, "lengths": str(parse_length(max_length))})
+
+
+def _task(options: dict[str, Any]) -> dict[str, Any]:
+    """The settings of suites that ask about documents, from their shared options."""
+    names = ("samples", "split", "revision", "config", "chat_template")
+    return {"source": options["data"], **{name: options[name] for name in names}}
+
+
+def _run(settings: EvaluationSettings, open_suite: Callable[[LoadedModel, Progress], Suite]) -> None:
     from longrope.cli.outcome import print_evaluation
     from longrope.cli.progress import ConsoleProgress
     from longrope.evaluation.run import evaluate as run_evaluation
 
     with ConsoleProgress() as progress:
-        report = run_evaluation(settings, open_suite, progress, chosen)
+        report = run_evaluation(settings, open_suite, progress, given_command())
     print_evaluation(report)

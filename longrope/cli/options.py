@@ -114,6 +114,7 @@ def data_settings(options: dict[str, Any]) -> DataSettings:
         held_out=options["held_out"],
         concatenate=options["concatenate"],
         max_documents=options["max_documents"],
+        objective=options.get("objective", "perplexity"),
     )
 
 

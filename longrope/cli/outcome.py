@@ -88,8 +88,11 @@ def print_finetune(report: FinetuneReport) -> None:
 def print_evaluation(report: EvaluationReport) -> None:
     """The table, what failed, and where the files are."""
     out = console()
-    frame = report.table.assign(length=[format_length(length) for length in report.table["length"]])
-    print_table(frame, f"{report.suite}, 95% interval over documents")
+    frame = report.table
+    if "length" in frame:
+        frame = frame.assign(length=[format_length(length) for length in frame["length"]])
+    spread = "95% interval" if "low" in frame else "standard errors"
+    print_table(frame, f"{report.suite}, {spread} over documents")
     for label, reason in report.failures.items():
         out.print(f"failed: {label}: {reason}", soft_wrap=True)
     out.print(f"table, records and settings in {report.folder}", soft_wrap=True)

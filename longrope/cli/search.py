@@ -24,6 +24,14 @@ def search(
     held_out: o.HeldOut = 10,
     concatenate: o.Concatenate = False,
     seed: o.Seed = 0,
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="perplexity of all tokens, or needle: of a number hidden at the start and asked for at the end "
+            "(LongRoPE2).",
+            rich_help_panel="Search",
+        ),
+    ] = "perplexity",
     algorithm: o.Algorithm = "paper",
     population: o.Population = None,
     mutations: o.Mutations = None,

@@ -22,22 +22,27 @@ class Sample:
     Attributes:
         name: the document, or documents, that the tokens come from.
         tokens: (T,) int32, read-only.
-        digest: 16 hex digits of the SHA-256 of the tokens (little-endian), which name the sample in journals.
+        first: position of the first token that counts; all before it is only read.
+        digest: 16 hex digits of the SHA-256 of the tokens (little-endian), and of ``first`` where it is not 1, which
+            name the sample in journals.
     """
 
     name: str
     tokens: Tokens
+    first: int = 1
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
         tokens = np.array(self.tokens, dtype=np.int32)
         tokens.setflags(write=False)
         object.__setattr__(self, "tokens", tokens)
-        object.__setattr__(self, "digest", hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()[:16])
+        told = b"" if self.first == 1 else b"/%d" % self.first
+        object.__setattr__(self, "digest", hashlib.sha256(tokens.astype("<i4").tobytes() + told).hexdigest()[:16])
 
     def prefix(self, length: int) -> Sample:
         """The first ``length`` tokens, as a sample of its own."""
         assert 0 < length <= len(self.tokens)
+        assert self.first == 1, "the tokens that count stand at the end"
         return Sample(self.name, self.tokens[:length])
 
     def __eq__(self, other: object) -> bool:
@@ -180,15 +185,16 @@ class _LongDraw:
         found = len(self._kept)
         if found == self._needed:
             return (self._kept[place] for place in sorted(self._kept))
-        needed = f"{self._needed} documents of at least {self._length} tokens are needed ({self._count} to search on"
-        needed += f" and {self._held_out} held out)" if self._held_out else ")"
+        needed = f"{self._needed} documents of at least {self._length} tokens are needed"
+        if self._held_out:
+            needed += f" ({self._count} to search on and {self._held_out} held out)"
         if self._longest is None:
             raise DataError(f"{needed}, but there are no documents")
         longest = self._longest[2]
         tokens = len(self._encoder.first(longest.text, self._encoder.most_tokens(self._longest[1])))
         raise DataError(
             f"{needed}, but only {found} of the {read} read are long enough; the longest, {longest.name}, has {tokens} "
-            "tokens; join documents with --concatenate, or choose a shorter --target-length"
+            "tokens; join documents with --concatenate, or choose a shorter length"
         )
 
 

@@ -47,5 +47,5 @@ def open_methods(
                 "leave it away, or search factors for a longer target"
             )
         found[LONGROPE], target = schedule, longest
-    every = {**published_policies(rope, target), **found}
+    every = {**published_policies(rope, max(target, rope.window)), **found}
     return {name: every[name] for name in dict.fromkeys(names)}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from longrope.data.documents import read_documents
-from longrope.data.samples import draw_samples
+from longrope.data.samples import Sample, draw_samples
 from longrope.evaluation.perplexity import PerplexitySuite
-from longrope.evaluation.settings import PerplexitySettings
+from longrope.evaluation.settings import DocumentSettings, PerplexitySettings
 from longrope.exceptions import SettingsError
 from longrope.lengths import format_length
+from longrope.model.rope_config import attention_span
 from longrope.runs.model import LoadedModel
 from longrope.runs.progress import Progress
 
@@ -38,6 +39,19 @@ def open_perplexity(
             f"the last {settings.last} tokens cannot all be predicted at length {format_length(shortest)}; give at "
             f"most --last {shortest - 1}"
         )
+    documents = draw_documents(settings, length, seed, model, progress)
+    span = attention_span(model.config)
+    return PerplexitySuite(documents, lengths, settings.protocol, settings.stride, settings.last, span)
+
+
+def draw_documents(
+    settings: DocumentSettings, length: int, seed: int, model: LoadedModel, progress: Progress
+) -> tuple[Sample, ...]:
+    """Documents that have ``length`` tokens, cut to that.
+
+    Raises:
+        DataError: if there are too few of them.
+    """
     documents = read_documents(
         settings.source,
         field=settings.field,
@@ -60,4 +74,4 @@ def open_perplexity(
         max_documents=most,
     )
     progress.note(f"{len(drawn.search)} documents of {format_length(length)} tokens")
-    return PerplexitySuite(drawn.search, lengths, settings.protocol, settings.stride, settings.last)
+    return drawn.search

@@ -6,7 +6,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from longrope.evaluation.retrieval import Needle, RetrievalSuite
+from longrope.data.needles import Needle
+from longrope.evaluation.retrieval import RetrievalSuite
 
 TRIALS = 10
 """Texts at each length, as in LongRoPE (arXiv 2402.13753, section 4.2)."""
@@ -41,9 +42,18 @@ class PasskeySuite(RetrievalSuite):
             "\nWhat is the pass key? The pass key is",
         )
 
-    def filler(self, tokenizer: Any, count: int, rng: random.Random) -> tuple[list[int], list[int]]:
-        text = _INTRODUCTION if self._introduction else ""
-        introduction: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"][:count]
+    def filler(self, tokenizer: Any, count: int, rng: random.Random) -> list[int]:
+        introduction = self._announcement(tokenizer)[:count]
         unit: list[int] = tokenizer(_FILLER, add_special_tokens=False)["input_ids"]
         repeated = unit * ((count - len(introduction)) // len(unit) + 1)
-        return introduction, [*introduction, *repeated][:count]
+        return [*introduction, *repeated][:count]
+
+    def place(self, tokenizer: Any, body: Sequence[int], depth: float) -> int:
+        before = min(len(self._announcement(tokenizer)), len(body))
+        return before + round(depth * (len(body) - before))
+
+    def _announcement(self, tokenizer: Any) -> list[int]:
+        if not self._introduction:
+            return []
+        tokens: list[int] = tokenizer(_INTRODUCTION, add_special_tokens=False)["input_ids"]
+        return tokens

@@ -3,6 +3,7 @@
 ``full``: each length is the context of the same last tokens of a document, so that lengths are compared on equal text.
 ``sliding``: the whole document is read in windows of the length that move by a stride, and a token is predicted from
 the window that ends soonest after it (Press et al., arXiv 2108.12409, appendix B; stride 256 in YaRN and LongRoPE).
+A length that the model's attention cannot see is measured with what it does see, and marked as truncated.
 Per byte is exp(total NLL / bytes of the predicted tokens), which tokenizers do not change.
 """
 
@@ -35,6 +36,7 @@ class PerplexitySuite(Suite):
         stride: tokens that a sliding window moves by.
         last: how many tokens at the end of each document count under ``full``; as many as the shortest length
             predicts when 0.
+        span: tokens that the model's attention sees, where that is a limit: contexts of longer lengths are cut to it.
     """
 
     name = "perplexity"
@@ -46,12 +48,15 @@ class PerplexitySuite(Suite):
         protocol: str = "full",
         stride: int = STRIDE,
         last: int = 0,
+        span: int | None = None,
     ) -> None:
         assert protocol in PROTOCOLS
         self._samples = {sample.digest: sample for sample in samples}
         self._protocol, self._stride = protocol, stride
-        self._last = last or min(lengths) - 1
-        assert self._last < min(lengths), "every length predicts all the tokens that count"
+        self._span = span or max(lengths)
+        shortest = min(*lengths, self._span)
+        self._last = last or shortest - 1
+        assert self._last < shortest, "every length predicts all the tokens that count"
         self.items = [
             Item(f"{sample.digest}/{format_length(length)}", length) for length in lengths for sample in samples
         ]
@@ -64,15 +69,15 @@ class PerplexitySuite(Suite):
     def measure(self, model: Any, tokenizer: Any, policy: RopePolicy, item: str) -> dict[str, Any]:
         sample, length = self._samples[item.partition("/")[0]], self._lengths[item]
         factors = policy.factors_for(length)
-        tokens = sample.tokens
+        tokens, seen = sample.tokens, min(length, self._span)
         if self._protocol == "full":
             first = len(tokens) - self._last
-            nll = score_tokens(model, tokens[-length:], factors, length - self._last).sum()
+            nll = score_tokens(model, tokens[-seen:], factors, seen - self._last).sum()
         else:
             first = 1
             nll = sum(
                 score_tokens(model, tokens[start:end], factors, predicted - start).sum()
-                for start, end, predicted in sliding_windows(len(tokens), length, self._stride)
+                for start, end, predicted in sliding_windows(len(tokens), seen, self._stride)
             )
         if not np.isfinite(nll):
             raise FloatingPointError("the loss is not finite; try bfloat16 or float32")
@@ -84,24 +89,34 @@ class PerplexitySuite(Suite):
         }
 
     def table(self, records: pd.DataFrame) -> pd.DataFrame:
-        rows = []
-        for (method, length), group in records.groupby(["method", "length"], sort=False):
-            nll, tokens, octets = (group[name].to_numpy(dtype=np.float64) for name in ("nll", "tokens", "bytes"))
-            spread = bootstrap_ratio(nll, tokens, np.exp)
-            rows.append(
-                {
-                    "method": method,
-                    "length": length,
-                    "perplexity": perplexity(float(nll.sum()), int(tokens.sum())),
-                    "error": spread.error,
-                    "low": spread.low,
-                    "high": spread.high,
-                    "per_byte": float(np.exp(nll.sum() / octets.sum())),
-                    "documents": len(group),
-                    "tokens": int(tokens.sum()),
-                }
-            )
-        return pd.DataFrame(rows)
+        return perplexity_table(records)
+
+
+def perplexity_table(records: pd.DataFrame) -> pd.DataFrame:
+    """Perplexity by method and length, with its spread over documents.
+
+    Args:
+        records: with columns ``nll``, ``tokens`` and, for the perplexity per byte, ``bytes``.
+    """
+    rows = []
+    for (method, length), group in records.groupby(["method", "length"], sort=False):
+        nll, tokens = (group[name].to_numpy(dtype=np.float64) for name in ("nll", "tokens"))
+        spread = bootstrap_ratio(nll, tokens, np.exp)
+        per_byte = {"per_byte": float(np.exp(nll.sum() / group["bytes"].sum()))} if "bytes" in group else {}
+        rows.append(
+            {
+                "method": method,
+                "length": length,
+                "perplexity": perplexity(float(nll.sum()), int(tokens.sum())),
+                "error": spread.error,
+                "low": spread.low,
+                "high": spread.high,
+                **per_byte,
+                "documents": len(group),
+                "tokens": int(tokens.sum()),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def sliding_windows(tokens: int, length: int, stride: int) -> list[tuple[int, int, int]]:

@@ -10,29 +10,15 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from longrope.data.needles import Needle, hide
+from longrope.evaluation.generation import generate
 from longrope.evaluation.suite import Item, Suite, by_key
-from longrope.exceptions import SettingsError
 from longrope.lengths import format_length
-from longrope.model.attach import attached
 from longrope.rope.policy import RopePolicy
-
-Tokens = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Needle:
-    """A number and the words around it."""
-
-    number: str
-    statement: str
-    question: str
 
 
 class RetrievalSuite(Suite):
@@ -62,8 +48,12 @@ class RetrievalSuite(Suite):
         """A number that nobody can guess, and how it is hidden and asked for."""
 
     @abstractmethod
-    def filler(self, tokenizer: Any, count: int, rng: random.Random) -> tuple[list[int], list[int]]:
-        """Tokens of an introduction, and ``count`` tokens that begin with those, in which the needle is hidden."""
+    def filler(self, tokenizer: Any, count: int, rng: random.Random) -> Sequence[int]:
+        """``count`` tokens to hide the needle in."""
+
+    def place(self, tokenizer: Any, body: Sequence[int], depth: float) -> int:
+        """Position in the filler at which a needle of this depth stands."""
+        return round(depth * len(body))
 
     def describe(self) -> dict[str, Any]:
         return {"trials": self._trials, "depths": None if self.depths is None else list(self.depths)}
@@ -76,39 +66,23 @@ class RetrievalSuite(Suite):
         """
         length = self._items[item].length
         rng = random.Random(f"{self._seed}/{item}")
-        hidden = self.needle(rng)
+        needle = self.needle(rng)
         parts = item.split("/")
         depth = float(parts[1]) if self.depths is not None else (int(parts[-1]) + rng.random()) / self._trials
-        statement, question, answer = (
-            tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in (hidden.statement, hidden.question, f" {hidden.number}.")
+        hidden = hide(
+            needle,
+            tokenizer,
+            length,
+            lambda count: self.filler(tokenizer, count, rng),
+            lambda body: self.place(tokenizer, body, depth),
+            f" {needle.number}.",
         )
-        start = tokenizer("")["input_ids"][:1]  # BOS, where the tokenizer adds one
-        room = length - len(start) - len(statement) - len(question) - len(answer)
-        if room < 0:
-            raise SettingsError(
-                f"length {length} has no room for the text that is hidden; give at least {length - room}"
-            )
-        introduction, body = self.filler(tokenizer, room, rng)
-        at = len(introduction) + round(depth * (len(body) - len(introduction)))
-        return [*start, *body[:at], *statement, *body[at:], *question], hidden.number, depth
+        return hidden.prompt, needle.number, depth
 
     def measure(self, model: Any, tokenizer: Any, policy: RopePolicy, item: str) -> dict[str, Any]:
-        import torch
-
         length = self._items[item].length
         prompt, number, depth = self.prompt(tokenizer, item)
-        ids = torch.tensor([prompt], device=model.get_input_embeddings().weight.device)
-        with torch.inference_mode(), attached(model, policy, length=length):
-            new = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=length - len(prompt),
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            )
-        answer = tokenizer.decode(new[0, len(prompt) :], skip_special_tokens=True).strip()
+        answer = generate(model, tokenizer, policy, prompt, length - len(prompt)).strip()
         return {"depth": depth, "expected": number, "answer": answer, "correct": int(answer.startswith(number))}
 
     def table(self, records: pd.DataFrame) -> pd.DataFrame:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from longrope.evaluation.settings import EvaluationSettings
 from longrope.evaluation.suite import Suite, Task, by_key
 from longrope.exceptions import RunExistsError, RunFailedError
 from longrope.files import write_text_atomically
-from longrope.runs.command import options_of
+from longrope.model.rope_config import attention_span
+from longrope.rope.factors import RopeFactors
+from longrope.rope.policy import FactorSchedule
 from longrope.runs.journal import Journal
 from longrope.runs.model import LoadedModel, numeric_settings, open_model
 from longrope.runs.progress import Progress
@@ -37,7 +40,7 @@ class EvaluationReport:
     """What an evaluation found; all of it is in ``folder`` too.
 
     Attributes:
-        table: a row a method and length.
+        table: a row a method and whatever the suite compares, such as lengths.
         records: a row an item and method.
         failures: reasons by label, of items that failed for good.
     """
@@ -53,13 +56,13 @@ def evaluate(
     settings: EvaluationSettings,
     open_suite: Callable[[LoadedModel, Progress], Suite],
     progress: Progress | None = None,
-    chosen: Any = None,
+    command: Sequence[str] | None = None,
 ) -> EvaluationReport:
     """Measure every item of a suite under every method, or what a run in the output folder has not measured yet.
 
     Args:
         open_suite: makes the suite for a model; it reads data, and may refuse them.
-        chosen: the settings dataclass that ``open_suite`` goes by, for the record of how to do this again.
+        command: the command line that asked for this, for the record.
 
     Raises:
         InvalidInputError: if something that was given cannot be used; nothing was started then.
@@ -113,9 +116,9 @@ def evaluate(
     if not measured:
         raise RunFailedError(f"no item could be measured: {next(iter(failures.values()))}; mend it and --resume")
     records = pd.DataFrame(measured)
-    table = suite.table(records)
+    table = _complete(suite.table(records), tasks, lengths, found, attention_span(model.config))
     report = EvaluationReport(folder, suite.name, table, records, failures)
-    _write(report, header, model, settings, chosen, time.perf_counter() - started)
+    _write(report, header, model, settings, command, time.perf_counter() - started)
     return report
 
 
@@ -130,10 +133,33 @@ def _refuse_other(folder: Path, journal: Path, resume: bool) -> None:
         raise RunExistsError(f"output folder {folder} is not empty and holds no evaluation; choose another")
 
 
+def _complete(
+    table: pd.DataFrame,
+    tasks: Sequence[Task],
+    lengths: Mapping[str, int],
+    found: Mapping[Task, dict[str, Any] | Failure],
+    span: int | None,
+) -> pd.DataFrame:
+    """The table with rows for what failed wholly, how much failed, and which lengths attention cannot see."""
+    if "length" not in table:
+        return table
+    asked = Counter((task.method, lengths[task.item]) for task in tasks)
+    failed = Counter((task.method, lengths[task.item]) for task in tasks if isinstance(found[task], Failure))
+    if failed:
+        keys = pd.MultiIndex.from_tuples(list(asked), names=["method", "length"])
+        table = table.merge(keys.to_frame(index=False), on=["method", "length"], how="right")
+        table["failed"] = [failed[key] for key in zip(table["method"], table["length"], strict=True)]
+    if span is not None and "truncated" not in table and (table["length"] > span).any():
+        table["truncated"] = table["length"] > span
+    return table
+
+
 def _digestible(policy: Any, lengths: tuple[int, ...]) -> list[Any]:
-    """The numbers that a policy uses at each length."""
-    every = (policy.factors_for(length) for length in lengths)
-    return [[each.attention_factor, each.n_hat, *each.lambdas] for each in every]
+    """The numbers that a policy uses at each length, and in every window, for texts may be shorter than the lengths."""
+    every: list[tuple[list[int], RopeFactors]] = [([], policy.factors_for(length)) for length in lengths]
+    if isinstance(policy, FactorSchedule):
+        every += [([window.max_length], window.factors) for window in policy.windows]
+    return [[*window, each.attention_factor, each.n_hat, *each.lambdas] for window, each in every]
 
 
 def _read(journal: Journal) -> dict[Task, dict[str, Any] | Failure]:
@@ -155,7 +181,7 @@ def _write(
     header: dict[str, Any],
     model: LoadedModel,
     settings: EvaluationSettings,
-    chosen: Any,
+    command: Sequence[str] | None,
     seconds: float,
 ) -> None:
     folder = report.folder
@@ -165,7 +191,7 @@ def _write(
         **header,
         "model": model.describe(),
         "factors": settings.factors,
-        "command": command(report.suite, settings, chosen),
+        "command": None if command is None else list(command),
         "results": [_without_nan(row) for row in report.table.to_dict("records")],
         "failures": report.failures,
         "wall_seconds": round(seconds, 3),
@@ -174,21 +200,6 @@ def _write(
         "versions": versions(),
     }
     write_text_atomically(folder / RESULTS_FILE, json.dumps(record, indent=2, allow_nan=False) + "\n")
-
-
-def command(suite: str, settings: EvaluationSettings, chosen: Any) -> list[str] | None:
-    """The command line of an evaluation but for its output; None where what the suite goes by is not known."""
-    if chosen is None:
-        return None
-    return [
-        "longrope",
-        "evaluate",
-        suite,
-        settings.model,
-        *options_of(settings, {"revision": "model-revision"}, leave=("model", "output", "resume")),
-        *options_of(settings.execution, {"attention": "attn"}),
-        *options_of(chosen, {"source": "data"}),
-    ]
 
 
 def _without_nan(row: dict[Any, Any]) -> dict[str, Any]:

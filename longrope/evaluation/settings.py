@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
+from longrope.data.needles import DIGITS
 from longrope.evaluation.perplexity import PROTOCOLS, STRIDE
 from longrope.exceptions import SettingsError
 from longrope.workers.settings import ExecutionSettings
@@ -16,7 +18,7 @@ class EvaluationSettings:
     Attributes:
         model: a folder or a hub id.
         output: folder that receives the journal, the records and the table.
-        lengths: in tokens.
+        lengths: in tokens; one, the longest that a text may have, for suites whose data decide the lengths.
         factors: the factor JSON of the method ``longrope``.
         methods: names; the model as it is, or under ``factors`` where they are given, when empty.
         resume: go on with the run in ``output``.
@@ -41,17 +43,13 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerplexitySettings:
-    """How perplexity is measured, and on which documents.
+class DocumentSettings:
+    """Long documents to measure on.
 
     Attributes:
         source: a file, a folder, or a Hugging Face dataset id.
         field: the text field of JSONL, parquet and datasets.
         samples: documents.
-        document_length: tokens of each; the longest length when not given.
-        protocol: ``full`` or ``sliding``.
-        stride: tokens that a sliding window moves by.
-        last: tokens at the end of each document that count under ``full``; 0 for all that the shortest length predicts.
         concatenate: join documents instead of asking for long ones.
     """
 
@@ -61,19 +59,81 @@ class PerplexitySettings:
     revision: str | None = None
     config: str | None = None
     samples: int = 10
-    document_length: int | None = None
-    protocol: str = "full"
-    stride: int = STRIDE
-    last: int = 0
     concatenate: bool = False
     max_documents: int | None = None
 
     def __post_init__(self) -> None:
+        _at_least(1, "samples", self.samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexitySettings(DocumentSettings):
+    """How perplexity is measured.
+
+    Attributes:
+        document_length: tokens of each; the longest length when not given.
+        protocol: ``full`` or ``sliding``.
+        stride: tokens that a sliding window moves by.
+        last: tokens at the end of each document that count under ``full``; 0 for all that the shortest length predicts.
+    """
+
+    document_length: int | None = None
+    protocol: str = "full"
+    stride: int = STRIDE
+    last: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.protocol not in PROTOCOLS:
             raise SettingsError(f"protocol {self.protocol!r} is not known; use {' or '.join(PROTOCOLS)}")
-        for name, least in (("samples", 1), ("stride", 1), ("last", 0)):
-            if getattr(self, name) < least:
-                raise SettingsError(f"{name} is {getattr(self, name)}; give at least {least}")
+        _at_least(1, "stride", self.stride)
+        _at_least(0, "last", self.last)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeedlePerplexitySettings(DocumentSettings):
+    """How needle-driven perplexity is measured.
+
+    Attributes:
+        digits: of the hidden number.
+    """
+
+    digits: int = DIGITS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(1, "digits", self.digits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeedleSettings:
+    """Needles in a haystack.
+
+    Attributes:
+        haystack: a file, a folder, or a Hugging Face dataset id.
+        field: the text field of JSONL, parquet and datasets.
+        depth_interval: percent of the text from one depth to the next, which begin with 0 and end with 100.
+        digits: of the hidden number.
+        trials: texts at each length and depth.
+    """
+
+    haystack: str
+    field: str = "text"
+    split: str = "train"
+    depth_interval: float = 10
+    digits: int = DIGITS
+    trials: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.depth_interval <= 100:
+            raise SettingsError(f"depth-interval is {self.depth_interval:g} percent; give more than 0 and at most 100")
+        _at_least(1, "digits", self.digits)
+        _at_least(1, "trials", self.trials)
+
+    def depths(self) -> tuple[float, ...]:
+        """Every depth, from 0 to 1."""
+        steps = math.ceil(100 / self.depth_interval - 1e-9)
+        return tuple(round(min(step * self.depth_interval / 100, 1.0), 4) for step in range(steps + 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,5 +149,9 @@ class PasskeySettings:
     introduction: bool = True
 
     def __post_init__(self) -> None:
-        if self.trials < 1:
-            raise SettingsError(f"trials is {self.trials}; give at least 1")
+        _at_least(1, "trials", self.trials)
+
+
+def _at_least(least: int, name: str, value: int) -> None:
+    if value < least:
+        raise SettingsError(f"{name} is {value}; give at least {least}")

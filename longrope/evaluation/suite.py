@@ -18,7 +18,7 @@ class Item:
 
     Attributes:
         key: names it among the items of its suite, and from run to run.
-        length: tokens of its text.
+        length: tokens of its text; the most it may have where the data decide.
     """
 
     key: str
@@ -55,7 +55,10 @@ class Suite(ABC):
 
     @abstractmethod
     def measure(self, model: Any, tokenizer: Any, policy: RopePolicy, item: str) -> dict[str, Any]:
-        """Measure the item of this key, on a model without a policy attached; numbers and text, as JSON."""
+        """Measure the item of this key, on a model without a policy attached; numbers and text, as JSON.
+
+        A ``length`` among these is the item's own, where the data decide.
+        """
 
     @abstractmethod
     def table(self, records: pd.DataFrame) -> pd.DataFrame:
@@ -65,7 +68,7 @@ class Suite(ABC):
             records: a row an item and method, with columns ``method``, ``item``, ``length`` and those of ``measure``.
 
         Returns:
-            A row a method and length, methods in the order of ``records``.
+            A row a method and whatever the suite compares (such as lengths), methods in the order of ``records``.
         """
 
 

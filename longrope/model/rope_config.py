@@ -153,12 +153,9 @@ def check_attention_span(config: Any, length: int) -> None:
     Raises:
         UnsupportedModelError: if a layer's sliding window is shorter than ``length``.
     """
-    span = getattr(config, "sliding_window", None)
-    layer_types = getattr(config, "layer_types", None)
-    if span is None or length <= span or (layer_types is not None and "sliding_attention" not in layer_types):
+    span = attention_span(config)
+    if span is None or length <= span:
         return
-    if architecture_for(config).local_layers is not None and GLOBAL_LAYERS in (layer_types or ()):
-        return  # short-sighted by design, beside layers that see everything
     change = '"sliding_window" to null'
     if hasattr(config, "use_sliding_window"):
         change = '"use_sliding_window" to false and remove "layer_types"'
@@ -166,6 +163,20 @@ def check_attention_span(config: Any, length: int) -> None:
         f"model type {config.model_type!r} attends to the last {span} tokens only, fewer than the "
         f"{format_length(length)} asked for; set {change} in its config.json"
     )
+
+
+def attention_span(config: Any) -> int | None:
+    """Tokens that a transformers v5 config lets attention see; None for all.
+
+    Layers that are short-sighted by design, beside others that see everything, limit nothing.
+    """
+    span: int | None = getattr(config, "sliding_window", None)
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None and "sliding_attention" not in layer_types:
+        return None
+    if architecture_for(config).local_layers is not None and GLOBAL_LAYERS in (layer_types or ()):
+        return None
+    return span
 
 
 def _longrope_schedule(

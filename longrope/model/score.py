@@ -32,6 +32,7 @@ def score_blocks(
     factors: Sequence[RopeFactors],
     mode: Mode = "exact",
     attachment: Attachment | None = None,
+    first: int = 1,
 ) -> npt.NDArray[np.float64]:
     """NLL sums of a sample's blocks under each of several factors.
 
@@ -44,6 +45,7 @@ def score_blocks(
         factors: C factors, scored together in one batch.
         mode: see :func:`longrope.model.attach.attach`.
         attachment: what is attached to the model already and shall stay; it is left unpinned.
+        first: position of the first token that counts, at least 1.
 
     Returns:
         NLL sums in nats, float64, (C, ceil(T / 256)).
@@ -55,7 +57,7 @@ def score_blocks(
     def add(start: int, nll: torch.Tensor) -> None:
         sums.index_add_(1, torch.arange(start, start + nll.shape[1]) // BLOCK, nll)
 
-    _score_slices(model, ids, factors, mode, attachment, 1, add)
+    _score_slices(model, ids, factors, mode, attachment, first, add)
     return sums.numpy()
 
 

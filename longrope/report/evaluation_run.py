@@ -19,7 +19,7 @@ class EvaluationRun:
 
     Attributes:
         record: ``results.json``.
-        table: a row a method and length.
+        table: a row a method and what the suite compares, such as lengths.
         records: a row an item and method.
     """
 
@@ -36,6 +36,11 @@ class EvaluationRun:
     def methods(self) -> list[str]:
         """In the order of the table."""
         return list(dict.fromkeys(map(str, self.table["method"])))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of the table; empty where the suite does not compare lengths."""
+        return sorted({int(length) for length in self.table["length"]}) if "length" in self.table else []
 
 
 def open_evaluation(folder: Path) -> EvaluationRun:
@@ -54,15 +59,13 @@ def open_evaluation(folder: Path) -> EvaluationRun:
         # Numbers and text are told apart column by column; an answer such as "NA" is text.
         table = pd.DataFrame(record["results"])
         records = pd.read_csv(folder / RECORDS_FILE, keep_default_na=False, na_values=[""])
-        complete = not table.empty and {"method", "length"} <= set(table) and isinstance(record["suite"], str)
+        complete = not table.empty and "method" in table and isinstance(record["suite"], str)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidInputError(
             f"{folder / RESULTS_FILE} cannot be read ({' '.join(str(error).split())}); was it changed? run it again"
         ) from None
     if not complete:
-        raise InvalidInputError(
-            f"{folder / RESULTS_FILE} has no table of methods and lengths ({TABLE_FILE}); run it again"
-        )
+        raise InvalidInputError(f"{folder / RESULTS_FILE} has no table of methods ({TABLE_FILE}); run it again")
     for name in table.columns:
         if name not in ("method", "length"):
             table[name] = _numbers(table[name])

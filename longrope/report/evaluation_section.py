@@ -13,6 +13,8 @@ from longrope.report.retrieval_figures import accuracy_plot, heatmaps, is_retrie
 from longrope.report.suite_figures import metric_plots
 from longrope.search.solve import describe_duration
 
+MOST_FIGURES = 12
+"""Of a suite with many tasks; the table has all."""
 _APART = ("model", "policies", "results", "failures", "machine", "versions", "command", "kind")
 
 
@@ -20,6 +22,7 @@ def evaluation_section(run: EvaluationRun) -> Section:
     """All that an evaluation has to show."""
     record = run.record
     failures = record.get("failures") or {}
+    plots = _plots(run)
     command = evaluation_command(record.get("command"))
     model = dict(record.get("model") or {})
     return Section(
@@ -29,9 +32,9 @@ def evaluation_section(run: EvaluationRun) -> Section:
         source=str(run.folder),
         findings=_findings(run),
         facts=_facts(run),
-        plots=tuple(_plots(run)),
+        plots=tuple(plots[:MOST_FIGURES]),
         tables=(_table(run),),
-        missing=() if command else ("The command line: n/a, the run did not record the settings of its suite.",),
+        missing=_missing(run, len(plots)),
         failures={str(label): str(reason) for label, reason in failures.items()},
         records=(
             record_table("Model", model),
@@ -43,11 +46,24 @@ def evaluation_section(run: EvaluationRun) -> Section:
     )
 
 
+def _missing(run: EvaluationRun, figures: int) -> tuple[str, ...]:
+    found = []
+    if not run.record.get("command"):
+        found.append("The command line: n/a, this run was started from Python or by an earlier version.")
+    if "truncated" in run.table and run.lengths and run.table["truncated"].any():
+        lengths = sorted({int(length) for length in run.table[run.table["truncated"].astype(bool)]["length"]})
+        named = ", ".join(map(format_length, lengths))
+        found.append(f"Marked as truncated: not all of the text is seen at {named} tokens.")
+    if figures > MOST_FIGURES:
+        found.append(f"Figures of {MOST_FIGURES} of {figures} measures; the table has all.")
+    return tuple(found)
+
+
 def _plots(run: EvaluationRun) -> list[Plot]:
-    if "perplexity" in run.table:
+    if "perplexity" in run.table and run.lengths:
         plots = (perplexity_plot(run), per_byte_plot(run), difference_plot(run))
         return [plot for plot in plots if plot is not None]
-    if is_retrieval(run):
+    if is_retrieval(run) and run.lengths:
         return [accuracy_plot(run), *heatmaps(run)]
     return metric_plots(run)
 
@@ -72,9 +88,9 @@ def _measures(columns: tuple[str, ...]) -> set[str]:
 
 
 def _findings(run: EvaluationRun) -> tuple[str, ...]:
-    if "perplexity" in run.table:
+    if "perplexity" in run.table and run.lengths:
         return _perplexity_findings(run)
-    if "accuracy" in run.table:
+    if "accuracy" in run.table and run.lengths:
         longest = run.table[run.table["length"] == run.table["length"].max()].dropna(subset=["accuracy"])
         said = []
         for row in longest.sort_values("accuracy", ascending=False, kind="stable").to_dict("records"):
@@ -113,7 +129,7 @@ def _facts(run: EvaluationRun) -> tuple[tuple[str, str], ...]:
     record = run.record
     facts: list[tuple[str, Any]] = [
         ("methods", ", ".join(run.methods)),
-        ("lengths", ", ".join(format_length(int(length)) for length in sorted(set(run.table["length"])))),
+        ("lengths", ", ".join(map(format_length, run.lengths or record.get("lengths", ())))),
     ]
     facts += [(name, int(run.table[name].max())) for name in ("documents", "trials") if name in run.table]
     facts += [(name, record[name]) for name in ("seed", "dtype", "attention") if name in record]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pandas as pd
 
 from longrope.evaluation.bootstrap import Interval, bootstrap_ratio
 from longrope.lengths import format_length
@@ -61,11 +60,11 @@ def difference_plot(run: EvaluationRun) -> Plot | None:
     if not found:
         return None
     reference, differences = found
-    methods = [method for method in run.methods if method != reference and (method, max(_lengths(run))) in differences]
+    methods = [method for method in run.methods if method != reference and (method, max(run.lengths)) in differences]
     series = []
     for method in methods:
         own = [
-            (float(length), *differences[method, length]) for length in _lengths(run) if (method, length) in differences
+            (float(length), *differences[method, length]) for length in run.lengths if (method, length) in differences
         ]
         x, mean, spreads = zip(*own, strict=True)
         series.append(Series(method, x, mean, tuple(s.low for s in spreads), tuple(s.high for s in spreads)))
@@ -73,7 +72,7 @@ def difference_plot(run: EvaluationRun) -> Plot | None:
     figure, axes = new_chart(f"nats per token worse than {reference}")
     axes.axhline(0, color=LIGHT["longrope"] if reference == "longrope" else LIGHT["axis"], linewidth=2)
     draw_lines(axes, series)
-    length_axis(axes, _lengths(run))
+    length_axis(axes, run.lengths)
     # Room for the near ones; those that are far off need no exact place.
     ends = sorted(abs(each.y[-1]) for each in series)
     top = min(max(values), max(4 * ends[0], 0.3))
@@ -83,7 +82,7 @@ def difference_plot(run: EvaluationRun) -> Plot | None:
     rows = [
         (method, format_length(length), differences[method, length][0], spread.low, spread.high)
         for method in methods
-        for length in _lengths(run)
+        for length in run.lengths
         if (method, length) in differences
         for spread in [differences[method, length][1]]
     ]
@@ -106,7 +105,7 @@ def paired(run: EvaluationRun) -> tuple[str, dict[tuple[str, int], tuple[float, 
     """
     if len(run.methods) < 2 or not {"nll", "tokens", "item", "method", "length"} <= set(run.records):
         return None
-    longest = run.table[run.table["length"] == max(_lengths(run))].dropna(subset=["perplexity"])
+    longest = run.table[run.table["length"] == max(run.lengths)].dropna(subset=["perplexity"])
     if longest.empty:
         return None
     reference = str(longest.loc[longest["perplexity"].idxmin(), "method"])
@@ -123,7 +122,7 @@ def paired(run: EvaluationRun) -> tuple[str, dict[tuple[str, int], tuple[float, 
             if len(group) >= 2:
                 spread = bootstrap_ratio(difference, tokens)
                 found[method, int(length)] = (float(difference.sum() / tokens.sum()), spread)
-    return (reference, found) if any(length == max(_lengths(run)) for _, length in found) else None
+    return (reference, found) if any(length == max(run.lengths) for _, length in found) else None
 
 
 def _by_length(name: str, title: str, label: str, caption: str, series: list[Series]) -> Plot:
@@ -163,7 +162,3 @@ def _protocol(run: EvaluationRun) -> str:
     if record.get("protocol") == "sliding":
         return f"Documents are read in windows of the length that move by {record.get('stride')} tokens."
     return "Lower is better."
-
-
-def _lengths(run: EvaluationRun) -> list[int]:
-    return sorted(int(length) for length in pd.unique(run.table["length"]))

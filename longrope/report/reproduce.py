@@ -71,7 +71,6 @@ def evaluation_command(recorded: Sequence[str] | None) -> str | None:
     if not recorded:
         return None
     name, *words = (str(word) for word in recorded)
-    words = [_shortened(word) for word in words]
     return _joined([*words, *OUTPUT], name)
 
 

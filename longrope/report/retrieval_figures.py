@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from longrope.evaluation.retrieval import wilson
 from longrope.lengths import format_length
@@ -17,6 +18,7 @@ from longrope.report.perplexity_figures import interval_table
 DEPTHS = 10
 """Equal parts of a text that depths are sorted into."""
 _NUMBERED_COLUMNS = 8
+_MOST_ROWS, _LABELLED_ROWS = 21, 12
 
 
 def is_retrieval(run: EvaluationRun) -> bool:
@@ -63,13 +65,13 @@ def _heatmap(run: EvaluationRun, method: str) -> Plot:
 
     own = run.records[run.records["method"] == method]
     lengths = sorted({int(length) for length in run.records["length"]})
-    places = np.clip((own["depth"].to_numpy(dtype=np.float64) * DEPTHS).astype(int), 0, DEPTHS - 1)
+    labels, places = _rows(run, own["depth"].to_numpy(dtype=np.float64))
     figure, axes = new_chart("depth in the text, %", height=3.4)
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=0)
     cells: dict[tuple[int, int], tuple[int, int]] = {}
-    for row in range(DEPTHS):
+    for row in range(len(labels)):
         for column, length in enumerate(lengths):
             here = own["correct"].to_numpy()[(places == row) & (own["length"].to_numpy() == length)]
             if len(here):
@@ -86,19 +88,19 @@ def _heatmap(run: EvaluationRun, method: str) -> Plot:
         if numbered:
             text(axes, column + 0.5, row + 0.5, f"{100 * share:.0f}", ha="center", va="center")
     axes.set_xlim(0, len(lengths))
-    axes.set_ylim(DEPTHS, 0)
+    axes.set_ylim(len(labels), 0)
     step = math.ceil(len(lengths) / _NUMBERED_COLUMNS)
     shown_lengths = list(range(len(lengths)))[::-1][::step][::-1]
     axes.set_xticks(
         [place + 0.5 for place in shown_lengths], [format_length(lengths[place]) for place in shown_lengths]
     )
-    axes.set_yticks(range(0, DEPTHS + 1, 2), [str(100 * place // DEPTHS) for place in range(0, DEPTHS + 1, 2)])
+    every = math.ceil(len(labels) / _LABELLED_ROWS)
+    axes.set_yticks([row + 0.5 for row in range(0, len(labels), every)], labels[::every])
     axes.set_xlabel("length in tokens")
     rows = []
-    for row in range(DEPTHS):
+    for row, label in enumerate(labels):
         told = (cells.get((row, column)) for column in range(len(lengths)))
-        span = f"{100 * row // DEPTHS} to {100 * (row + 1) // DEPTHS}%"
-        rows.append((span, *(None if cell is None else f"{cell[0]} of {cell[1]}" for cell in told)))
+        rows.append((f"{label}%", *(None if cell is None else f"{cell[0]} of {cell[1]}" for cell in told)))
     total = int(own["correct"].sum())
     return Plot(
         f"depth-{_file_name(method)}",
@@ -113,6 +115,16 @@ def _heatmap(run: EvaluationRun, method: str) -> Plot:
         figure,
         Table(("depth", *map(format_length, lengths)), tuple(rows), f"{method}: right answers", emphasised="\0"),
     )
+
+
+def _rows(run: EvaluationRun, depths: npt.NDArray[np.float64]) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Labels of the rows in percent, and the row of each depth: the suite's depths, or equal parts for random ones."""
+    chosen = run.record.get("depths")
+    if isinstance(chosen, list) and len(chosen) <= _MOST_ROWS:
+        steps = np.asarray(sorted(chosen), dtype=np.float64)
+        return [f"{100 * depth:.3g}" for depth in steps], np.abs(depths[:, None] - steps).argmin(axis=1)
+    places: npt.NDArray[np.int64] = np.clip((depths * DEPTHS).astype(np.int64), 0, DEPTHS - 1)
+    return [f"{100 * row // DEPTHS} to {100 * (row + 1) // DEPTHS}" for row in range(DEPTHS)], places
 
 
 def _file_name(method: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from longrope.lengths import format_length
-from longrope.report.chart import Series, draw_lines, in_words, legend, length_axis, new_chart, text
+from longrope.report.chart import Series, draw_lines, legend, length_axis, new_chart, text
 from longrope.report.content import Plot, Table, shown
 from longrope.report.evaluation_run import EvaluationRun
 from longrope.report.palette import LIGHT, looks
@@ -16,56 +16,87 @@ from longrope.report.palette import LIGHT, looks
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COUNTS = {
-    "length", "low", "high", "error", "stderr", "trials", "documents", "tokens", "bytes", "items", "questions",
-    "samples", "samples_scored", "count", "position", "seconds", "shots", "seed", "truncated", "prompts",
+_ACROSS = {"length": "length", "position": "position of the document with the answer", "documents": "documents"}
+"""Columns that a measure is drawn against; ``documents`` only where a position among them is given."""
+_DESCRIBING = {
+    "low", "high", "error", "stderr", "trials", "tokens", "bytes", "items", "questions", "samples", "failed", "count",
+    "seconds", "truncated",
 }  # fmt: skip
-"""Columns that describe a measure or what was measured, and are none themselves."""
+"""Columns that say something of a measure or of what was measured, and are none themselves."""
 _SUFFIXES = ("_low", "_high", "_error", "_stderr")
 
 
 def metric_plots(run: EvaluationRun) -> list[Plot]:
     """A figure for each measure of the table, and for each of its groups, such as tasks, where it has some."""
     table = run.table
+    across = _across(table)
     metrics = [name for name in table.columns if _is_metric(table, name)]
-    groups = [name for name in table.columns if name not in ("method", "length") and _is_group(table, name)]
+    groups = [name for name in table.columns if name not in ("method", across) and _is_group(table, name)]
     plots = []
-    parts = table.groupby(groups, sort=False, dropna=False) if groups else [((), table)]
-    for key, rows in parts:
-        named = ", ".join(str(each) for each in (key if isinstance(key, tuple) else (key,)))
-        plots += [_plot(rows, metric, named, run.suite) for metric in metrics if rows[metric].notna().any()]
-    return [plot for plot in plots if plot is not None]
+    for key, rows in table.groupby(groups, sort=False, dropna=False) if groups else [((), table)]:
+        named = ", ".join(_named(name, value) for name, value in zip(groups, key, strict=True))
+        for metric in metrics:
+            measured = rows[rows[metric].notna()]
+            if not measured.empty and not measured.duplicated(["method", *([across] if across else [])]).any():
+                plots.append(_plot(measured, metric, named, across))
+    return plots
 
 
-def _plot(rows: pd.DataFrame, metric: str, group: str, suite: str) -> Plot | None:
-    if rows.duplicated(["method", "length"]).any():
-        return None  # there is more to these rows than is known here; the table shows them
-    methods = list(dict.fromkeys(map(str, rows["method"])))
-    ends = _interval(rows, metric)
+def _plot(rows: pd.DataFrame, metric: str, group: str, across: str) -> Plot:
+    ends, kind = _interval(rows, metric)
+    rows = rows.assign(_low=ends[0], _high=ends[1]) if ends else rows
     series = []
-    for method in methods:
-        own = rows[rows["method"] == method].sort_values("length")
-        low, high = (tuple(map(float, own[name])) for name in ends) if ends else ((), ())
-        series.append(Series(method, tuple(map(float, own["length"])), tuple(map(float, own[metric])), low, high))
-    lengths = sorted({int(length) for length in rows["length"]})
-    title = f"{metric}, {group}" if group else metric
-    caption = f"{suite}: {metric}" + (f" of {group}." if group else ".") + (" 95% intervals." if ends else "")
-    if len(lengths) > 1:
-        figure, axes = new_chart(metric)
-        draw_lines(axes, series, bands=False, apart=0.03)
-        length_axis(axes, lengths)
+    for method in dict.fromkeys(map(str, rows["method"])):
+        own = rows[rows["method"] == method]
+        own = own.sort_values(across) if across else own
+        x = tuple(map(float, own[across])) if across else (0.0,)
+        low, high = (tuple(map(float, own[name])) for name in ("_low", "_high")) if ends else ((), ())
+        series.append(Series(method, x, tuple(map(float, own[metric])), low, high))
+    called = group if metric == "value" and group else metric
+    title = f"{metric}, {group}" if group and called == metric else called
+    caption = f"{title}.{kind}"
+    places = sorted({x for each in series for x in each.x})
+    if len(places) > 1:
+        figure, axes = new_chart(called)
+        draw_lines(axes, series, bands=False, apart=0.03 if across == "length" else 0.0)
+        if across == "length":
+            length_axis(axes, [int(x) for x in places])
+        else:
+            axes.set_xticks(places, [f"{x:g}" for x in places])
+            axes.set_xlabel(_ACROSS[across])
         legend(figure, axes)
+        said = "; ".join(f"{each.name}: " + ", ".join(map(shown, each.y)) for each in series)
     else:
-        figure = _bars(series, metric)
-        caption += f" At {format_length(lengths[0])} tokens."
-    name = "".join(letter if letter.isalnum() else "-" for letter in f"{metric}-{group}" if letter.isascii())
+        figure = _bars(series, called)
+        caption += f" At {across} {_place(across, places[0])}." if across else ""
+        said = "; ".join(f"{each.name}: {shown(each.y[0])}" for each in series)
     cells = [
-        (each.name, format_length(int(x)), y, *((each.low[i], each.high[i]) if each.low else ()))
+        (each.name, *([_place(across, x)] if across else []), y, *((each.low[i], each.high[i]) if each.low else ()))
         for each in series
         for i, (x, y) in enumerate(zip(each.x, each.y, strict=True))
     ]
-    columns = ("method", "length", metric, *(("low", "high") if ends else ()))
-    return Plot(name.strip("-"), title, caption, in_words(series), figure, Table(columns, tuple(cells)))
+    columns = ("method", *([across] if across else []), called, *(("low", "high") if ends else ()))
+    return Plot(_file_name(f"{metric}-{group}"), title, caption, said, figure, Table(columns, tuple(cells)))
+
+
+def _across(table: pd.DataFrame) -> str:
+    """The column whose values lie along the x axis: what varies, of those that can; "" where there is none."""
+    there = [name for name in _ACROSS if name in table and (name != "documents" or "position" in table)]
+    return next((name for name in there if table[name].nunique() > 1), there[0] if there else "")
+
+
+def _named(column: str, value: object) -> str:
+    if isinstance(value, float):
+        value = f"{value:g}"
+    return str(value) if column in ("task", "metric") else f"{column} {value}"
+
+
+def _place(across: str, x: float) -> str:
+    return format_length(int(x)) if across == "length" else f"{x:g}"
+
+
+def _file_name(text: str) -> str:
+    return "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in text).split())
 
 
 def _bars(series: list[Series], metric: str) -> Figure:
@@ -91,24 +122,28 @@ def _bars(series: list[Series], metric: str) -> Figure:
     return figure
 
 
-def _interval(rows: pd.DataFrame, metric: str) -> tuple[str, str] | None:
-    """The columns that hold the ends of the interval of a metric: its own, or those that follow it."""
-    if {f"{metric}_low", f"{metric}_high"} <= set(rows.columns):
-        return f"{metric}_low", f"{metric}_high"
+def _interval(rows: pd.DataFrame, metric: str) -> tuple[tuple[pd.Series, pd.Series] | None, str]:
+    """The ends of the interval of a metric, by its own columns or those that follow it, and what they are."""
     after = list(rows.columns)[list(rows.columns).index(metric) + 1 :]
-    before_next = []
-    for name in after:
-        if _is_metric(rows, name):
-            break
-        before_next.append(name)
-    return ("low", "high") if {"low", "high"} <= set(before_next) else None
+    following = after[: next((i for i, name in enumerate(after) if _is_metric(rows, name)), len(after))]
+    own = [name for name in rows.columns if name.startswith(f"{metric}_")]
+    for prefix, there in ((f"{metric}_", own), ("", following)):
+        if {f"{prefix}low", f"{prefix}high"} <= set(there):
+            return (rows[f"{prefix}low"], rows[f"{prefix}high"]), " Bars are 95% intervals."
+        for error in (f"{prefix}error", f"{prefix}stderr"):
+            if error in there and rows[error].notna().any():
+                ends = rows[metric] - 2 * rows[error], rows[metric] + 2 * rows[error]
+                return ends, " Bars are two standard errors."
+    return None, ""
 
 
 def _is_metric(table: pd.DataFrame, name: str) -> bool:
-    own = name not in _COUNTS and not name.endswith(_SUFFIXES)
-    return own and pd.api.types.is_numeric_dtype(table[name]) and not pd.api.types.is_bool_dtype(table[name])
+    own = name not in _DESCRIBING and name not in _ACROSS and not name.endswith(_SUFFIXES)
+    return own and bool(pd.api.types.is_numeric_dtype(table[name]) and not pd.api.types.is_bool_dtype(table[name]))
 
 
 def _is_group(table: pd.DataFrame, name: str) -> bool:
-    """Text, or a position: what rows of one method and length differ in."""
-    return not pd.api.types.is_numeric_dtype(table[name]) or name == "position"
+    """Text, or a number that rows of one method are told apart by."""
+    if name in _ACROSS:
+        return name != "documents" or "position" in table
+    return not bool(pd.api.types.is_numeric_dtype(table[name]))  # of which truths are some

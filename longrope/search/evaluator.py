@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from longrope.data.samples import Sample
 from longrope.model.load import ModelSource
 from longrope.rope.factors import RopeFactors
 from longrope.search.evaluation import BlockScore, Task
@@ -23,12 +23,12 @@ class ModelEvaluatorFactory:
     Attributes:
         source: the model and how to load it.
         template: factors that tell rope_theta, rotary_dim and original_length.
-        samples: token ids (T,) by sample digest, tokenised once by the driver.
+        samples: by digest, tokenised once by the driver.
     """
 
     source: ModelSource
     template: RopeFactors
-    samples: Mapping[str, npt.NDArray[np.int32]]
+    samples: Mapping[str, Sample]
 
     def __call__(self) -> ModelEvaluator:
         from tqdm import tqdm
@@ -43,7 +43,7 @@ class ModelEvaluatorFactory:
 class ModelEvaluator:
     """Scores one sample under one candidate at a time."""
 
-    def __init__(self, model: Any, template: RopeFactors, samples: Mapping[str, npt.NDArray[np.int32]]) -> None:
+    def __init__(self, model: Any, template: RopeFactors, samples: Mapping[str, Sample]) -> None:
         self._model = model
         self._template = template
         self._samples = samples
@@ -56,11 +56,11 @@ class ModelEvaluator:
         """
         from longrope.model.score import score_blocks
 
-        tokens = self._samples[task.sample]
-        factors = task.candidate.to_factors(self._template, len(tokens))
+        sample = self._samples[task.sample]
+        factors = task.candidate.to_factors(self._template, len(sample.tokens))
         started = time.perf_counter()
-        nll = score_blocks(self._model, tokens, [factors])[0]
+        nll = score_blocks(self._model, sample.tokens, [factors], first=sample.first)[0]
         seconds = time.perf_counter() - started
         if not np.isfinite(nll).all():
             raise FloatingPointError("the loss is not finite; try bfloat16 or float32")
-        return BlockScore(tuple(nll.tolist()), len(tokens) - 1, seconds)
+        return BlockScore(tuple(nll.tolist()), len(sample.tokens) - sample.first, seconds)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.data.documents import read_documents
+from longrope.data.needles import needle_sample
 from longrope.data.samples import Sample, SampleSet, draw_samples
 from longrope.exceptions import RunExistsError
 from longrope.files import write_text_atomically
@@ -21,7 +22,7 @@ from longrope.runs.provenance import machine, versions
 from longrope.search.comparison import held_out_samples
 from longrope.search.evaluator import ModelEvaluatorFactory
 from longrope.search.scorer import Scorer
-from longrope.search.settings import DataSettings
+from longrope.search.settings import PERPLEXITY, DataSettings
 from longrope.workers.settings import ExecutionSettings
 from longrope.workers.start import make_pool
 
@@ -36,14 +37,19 @@ STREAM_DOCUMENTS = 2000
 
 
 def open_samples(data: DataSettings, tokenizer: Any, length: int, seed: int, progress: Progress) -> SampleSet:
-    """Draw the search and held-out samples of a run."""
+    """Draw the search and held-out samples of a run.
+
+    Raises:
+        DataError: if there are too few documents that are long enough.
+        SettingsError: if the length has no room for a needle.
+    """
     documents = read_documents(
         data.source, field=data.field, split=data.split, revision=data.revision, config=data.config, seed=seed
     )
     most = data.max_documents
     if most is None and not Path(data.source).exists():
         most = STREAM_DOCUMENTS
-    return draw_samples(
+    drawn = draw_samples(
         documents,
         tokenizer,
         length,
@@ -54,6 +60,13 @@ def open_samples(data: DataSettings, tokenizer: Any, length: int, seed: int, pro
         max_documents=most,
         progress=lambda read: progress.note(f"{read} documents read") if read % NOTED_DOCUMENTS == 0 else None,
     )
+    if data.objective == PERPLEXITY:
+        return drawn
+    search, held_out = (
+        tuple(needle_sample(document, tokenizer, length, seed) for document in group)
+        for group in (drawn.search, drawn.held_out)
+    )
+    return SampleSet(search, held_out)
 
 
 def refuse_other_run(folder: Path, resume: bool, journals: str = JOURNAL_FILE) -> None:
@@ -95,7 +108,7 @@ def open_scorer(
     with _open_journal(folder / JOURNAL_FILE, settings, resume) as journal:
         every: list[Sample] = [*samples.search, *held_out_samples(samples.held_out, lengths).values()]
         factory = ModelEvaluatorFactory(
-            model.source, model.rope.policy.reference, {sample.digest: sample.tokens for sample in every}
+            model.source, model.rope.policy.reference, {sample.digest: sample for sample in every}
         )
         started = time.perf_counter()
         with make_pool(factory, execution, model.source.device in ("cuda", "auto"), progress.note) as pool:

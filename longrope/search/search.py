@@ -36,7 +36,7 @@ from longrope.search.run import (
     refuse_other_run,
     sample_digests,
 )
-from longrope.search.settings import SearchSettings
+from longrope.search.settings import PERPLEXITY, SearchSettings
 from longrope.search.solve import Problem, Solution, solve
 from longrope.search.space import SearchSpace
 
@@ -140,6 +140,7 @@ def search_problem(model: LoadedModel, settings: SearchSettings, **fields: Any) 
         attention_factor=attention_factor,
     )
     published = published_baselines(rope, target)
+    scores_all = settings.data.objective == PERPLEXITY  # and not only the end, of which no prefix has a part
     seeds = [
         baseline.with_attention_factor(attention_factor).at(target)
         for baseline in published
@@ -151,7 +152,7 @@ def search_problem(model: LoadedModel, settings: SearchSettings, **fields: Any) 
         space=space,
         seeds=tuple(seeds),
         methods=both_attention_factors(published, attention_factor),
-        lengths=report_lengths(rope.original_length, target),
+        lengths=report_lengths(rope.original_length, target) if scores_all else (target,),
         **fields,
     )
 

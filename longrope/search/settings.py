@@ -11,6 +11,7 @@ from longrope.search.space import PAPER_N_HAT
 from longrope.workers.settings import ExecutionSettings
 
 ALGORITHMS = ("paper",)
+PERPLEXITY, NEEDLE = OBJECTIVES = ("perplexity", "needle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class DataSettings:
         held_out: other documents, scored at the end only; 0 for none.
         concatenate: join documents instead of asking for long ones.
         max_documents: stop reading after that many documents; 2000 of a hub dataset when not given.
+        objective: ``perplexity`` of all tokens, or ``needle``: of the answer to a question about the start of the text
+            (needle-driven perplexity of LongRoPE2, arXiv 2502.20082).
     """
 
     source: str
@@ -35,8 +38,11 @@ class DataSettings:
     held_out: int = 10
     concatenate: bool = False
     max_documents: int | None = None
+    objective: str = PERPLEXITY
 
     def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise SettingsError(f"objective {self.objective!r} is not known; use {' or '.join(OBJECTIVES)}")
         if self.samples is not None and self.samples < 1:
             raise SettingsError(f"samples is {self.samples}; give at least 1")
         if self.held_out < 0:

@@ -154,7 +154,7 @@ class TestDraw:
         assert str(caught.value) == (
             f"5 documents of at least {longest + 1} tokens are needed (3 to search on and 2 held out), but only 0 of "
             f"the 4 read are long enough; the longest, 2.txt, has {longest} tokens; join documents with "
-            "--concatenate, or choose a shorter --target-length"
+            "--concatenate, or choose a shorter length"
         )
 
     @pytest.mark.parametrize("concatenate", [False, True])
@@ -247,7 +247,7 @@ class TestConcatenation:
             draw_samples(documents, tokenizer, 10_000, 2, 1, 0, concatenate=True)
         assert str(caught.value) == (
             f"3 samples of 10000 tokens are needed, but the 6 documents read fill only 0 ({total} tokens in all, "
-            "joined); give more text, or choose a shorter --target-length"
+            "joined); give more text, or choose a shorter length"
         )
 
 

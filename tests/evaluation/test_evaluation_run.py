@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import killed_evaluation
 import pandas as pd
 import pytest
+from tiny_search import write_model
 
 from longrope.evaluation import run
 from longrope.evaluation.open_perplexity import open_perplexity
@@ -19,6 +24,8 @@ from longrope.evaluation.suite import Task
 from longrope.exceptions import FactorsError, InvalidInputError, RunExistsError, RunFailedError, SettingsError
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import yarn
+from longrope.runs.journal import read_journal
+from longrope.runs.progress import Progress
 from longrope.workers.pool import EvaluationPool, EvaluatorFactory, Failure
 
 
@@ -118,14 +125,45 @@ def test_an_evaluation_that_was_stopped_measures_nothing_twice(given: Any, befor
     assert len(report.records) == 12
 
 
+def test_an_evaluation_that_was_killed_measures_nothing_twice(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", max_position_embeddings=256)
+    output = tmp_path / "run"
+    killed = subprocess.run([sys.executable, killed_evaluation.__file__, str(model), str(output), "5"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    journal = output / "evaluation.jsonl"
+    before = journal.read_bytes()
+    assert not (output / "results.json").exists()
+    killed_evaluation.run(str(model), str(output), Progress(), resume=True)
+    assert journal.read_bytes().startswith(before)
+    items = [event["item"] for event in read_journal(journal)[1]]
+    assert len(items) == len(set(items)) == 8
+    assert before.count(b'"item"') == 5
+    assert pd.read_csv(output / "results.csv")["trials"].tolist() == [4, 4]
+
+
 def test_what_failed_is_tried_again(given: Any) -> None:
     report, _ = given(lambda task: "out of memory" if task.method == "longrope" else None)
     assert len(report.failures) == 6
-    assert set(report.table["method"]) == {"none"}
+    table = report.table.set_index(["method", "length"])
+    assert list(table["failed"]) == [0, 0, 3, 3]
+    assert table["perplexity"].isna().tolist() == [False, False, True, True]  # a row all the same
     report, asked = given(resume=True)
     assert len(asked) == 6
     assert not report.failures
     assert len(report.records) == 12
+    assert "failed" not in report.table
+
+
+def test_a_length_that_attention_cannot_see_is_marked(given: Any, model_folder: Path) -> None:
+    config = model_folder / "config.json"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps({**content, "model_type": "mistral", "sliding_window": 100}))
+    try:
+        table = given(methods=("none",))[0].table
+    finally:
+        config.write_text(json.dumps(content))
+    assert list(zip(table["length"], table["truncated"], strict=True)) == [(64, False), (128, True)]
+    assert table["perplexity"].notna().all()
 
 
 def test_nothing_measured_is_a_failed_run(given: Any) -> None:

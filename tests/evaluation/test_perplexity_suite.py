@@ -124,3 +124,15 @@ def test_bytes_are_those_of_the_predicted_tokens(model_folder: Any) -> None:
     first = tokens.index(tokenizer(" of", add_special_tokens=False)["input_ids"][0])
     given = tokenizer.decode(tokens[:first], skip_special_tokens=True)
     assert byte_count(tokenizer, tokens, first) == len(text.encode()) - len(given.encode())
+
+
+@pytest.mark.parametrize("protocol", ["full", "sliding"])
+def test_what_attention_cannot_see_is_left_out(
+    protocol: str, make_tiny_model: Models, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = make_tiny_model("llama")
+    texts = [sample()]
+    cut = PerplexitySuite(texts, [100, 128], protocol, 20, last=50, span=110)
+    whole = PerplexitySuite(texts, [100, 110], protocol, 20, last=50)
+    measures = (measured(suite, model, tiny_tokenizer)["nll"].tolist() for suite in (cut, whole))
+    assert next(measures) == pytest.approx(next(measures), rel=1e-6)

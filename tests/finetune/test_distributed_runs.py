@@ -65,9 +65,11 @@ def uninterrupted(settings_of: Callable[[str, str], FinetuneSettings]) -> Callab
 
 
 def train(folder: Path, processes: int, worker: list[str] | None = None) -> bool:
-    """Run the processes of a run as torchrun starts them; whether all went well."""
-    arguments = worker or ["--module", "longrope.finetune.start", str(folder), "cpu"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    """Run the processes of a run, several as torchrun starts them; whether all went well."""
+    arguments = worker or ["-m", "longrope.finetune.start", str(folder), "cpu"]
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run([*command, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     print(done.stderr[-3000:])
     return done.returncode == 0

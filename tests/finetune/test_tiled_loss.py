@@ -181,13 +181,14 @@ def test_under_autocast_and_around_what_accelerate_wraps(make_tiny_model: Models
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain = model(input_ids=ids, labels=ids).loss
     tile_loss(model, 10)
+    accelerate.state.AcceleratorState._reset_state(True)  # it is one for the whole process
     accelerator = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
     try:
         prepared = accelerator.prepare(model)
         found = loss_and_gradients(prepared, input_ids=ids, labels=ids)["loss"]
         unwrapped = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     finally:
-        accelerate.state.AcceleratorState._reset_state(True)  # it is one for the whole process
+        accelerate.state.AcceleratorState._reset_state(True)
     torch.testing.assert_close(found, plain, atol=1e-2, rtol=1e-2)
     assert found != loss_and_gradients(make_tiny_model("llama").train(), input_ids=ids, labels=ids)["loss"]
     assert unwrapped(input_ids=ids, labels=ids).logits is None

@@ -44,7 +44,8 @@ def evaluate(folder: Path, settings: dict[str, Any], chosen: Any, open_suite: An
     given = EvaluationSettings(output=str(folder), **settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "make_pool", lambda factory, *others: tiny_search.InProcessPool(factory))
-        evaluation.evaluate(given, partial(open_suite, chosen, given.lengths, given.seed), chosen=chosen)
+        command = ["longrope", "evaluate", "a suite", "--lengths", "64"]
+        evaluation.evaluate(given, partial(open_suite, chosen, given.lengths, given.seed), command=command)
     return folder
 
 

@@ -12,14 +12,11 @@ from typing import Any
 import pytest
 
 from longrope.cli.main import app
-from longrope.demo import model_folder
-from longrope.evaluation.run import command
-from longrope.evaluation.settings import EvaluationSettings, PerplexitySettings
+from longrope.cli.shared import given_command
 from longrope.finetune.settings import AdapterSettings, FinetuneSettings, HeldOutSettings, MemorySettings
 from longrope.report.reproduce import evaluation_command, finetune_command, search_command
 from longrope.rope.policy import load_factors
 from longrope.search.settings import SearchSettings
-from longrope.workers.settings import ExecutionSettings
 
 
 class Parsed(Exception):
@@ -73,24 +70,16 @@ def test_fine_tuning(understood: Understood, changes: dict[str, Any]) -> None:
     assert parsed == replace(settings, output="NEW_FOLDER", factors="runs/it/factors.json")
 
 
-def test_an_evaluation(understood: Understood) -> None:
-    settings = EvaluationSettings(
-        model=str(model_folder()), output="runs/it", lengths=(256, 2048), factors="f.json", methods=("none", "pi"),
-        execution=ExecutionSettings(workers=3, attention="eager", dtype="bf16"), seed=4, revision="main",
-    )  # fmt: skip
-    suite = PerplexitySettings(source="books/", field="content", samples=4, protocol="sliding", concatenate=True)
-    recorded = json.loads(json.dumps(command("perplexity", settings, suite)))
-    line = evaluation_command(recorded)
+def test_an_evaluation_is_what_was_typed(understood: Understood, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = "longrope --debug evaluate perplexity demo --lengths 256,2k --data 'my books' --resume -o runs/it"
+    monkeypatch.setattr("sys.argv", shlex.split(typed))
+    line = evaluation_command(json.loads(json.dumps(given_command())))
     assert line is not None
-    assert line.startswith("longrope evaluate perplexity demo")
-    parsed, _, _, chosen = understood(line, "longrope.evaluation.run.evaluate")
-    assert parsed == replace(settings, output="NEW_FOLDER")
-    assert chosen == suite
-
-
-def test_an_evaluation_of_a_suite_whose_settings_are_not_known() -> None:
-    settings = EvaluationSettings(model="m", output="o", lengths=(64,))
-    assert evaluation_command(command("perplexity", settings, None)) is None
+    settings, *_ = understood(line, "longrope.evaluation.run.evaluate")
+    assert settings.lengths == (256, 2048)
+    assert (settings.output, settings.resume) == ("NEW_FOLDER", False)
+    assert "'my books'" in line
+    assert evaluation_command(None) is None
 
 
 def test_a_search(understood: Understood, search_run: Path) -> None:

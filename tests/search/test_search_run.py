@@ -105,6 +105,25 @@ def test_another_seed_gives_another_search(
     )
 
 
+def test_the_needle_objective_counts_the_answer_alone(model_folder: Path, documents_file: Path, tmp_path: Path) -> None:
+    def found(objective: str) -> SearchReport:
+        data = DataSettings(source=str(documents_file), samples=2, held_out=2, objective=objective)
+        given = settings(model_folder, documents_file, tmp_path / objective, target_length=512, data=data)
+        return search_in_process(given)[0]
+
+    needle, plain = found("needle"), found("perplexity")
+    _, events = read_journal(needle.folder / "evaluations.jsonl")
+    assert {event["tokens"] for event in events} <= set(range(7, 15))  # of a space and seven digits
+    assert all(sum(event["nll"]) == event["nll"][-1] for event in events)
+    assert record(needle)["provenance"]["data"]["objective"] == "needle"
+    assert [column for column in needle.table if "held-out" in column] == ["held-out 512"]
+    assert len([column for column in plain.table if "held-out" in column]) > 1
+    data = DataSettings(source=str(documents_file), samples=2, held_out=2, objective="needle")
+    short = settings(model_folder, documents_file, tmp_path / "short", data=data)
+    with pytest.raises(SettingsError, match="length 128 has no room for the text that is hidden; give at least"):
+        search(short)
+
+
 # --- What is on file ---
 
 

