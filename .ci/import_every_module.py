@@ -11,7 +11,8 @@ import longrope
 package = Path(longrope.__file__).parent
 if "site-packages" not in package.parts:
     sys.exit(f"{package} is not an installed longrope")
-absent = [name for name in ("py.typed", "configs/README.md") if not (package / name).is_file()]
+needed = ("py.typed", "configs/README.md", "report/page.html", "report/page.css")
+absent = [name for name in needed if not (package / name).is_file()]
 if absent:
     sys.exit(f"the wheel lacks {', '.join(absent)}")
 

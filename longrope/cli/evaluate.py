@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from longrope.cli import options as o
-from longrope.cli.shared import sharing
+from longrope.cli.shared import given_command, sharing
 from longrope.exceptions import SettingsError
 
 if TYPE_CHECKING:
@@ -409,5 +409,5 @@ def _run(settings: EvaluationSettings, open_suite: Callable[[LoadedModel, Progre
     from longrope.evaluation.run import evaluate as run_evaluation
 
     with ConsoleProgress() as progress:
-        report = run_evaluation(settings, open_suite, progress)
+        report = run_evaluation(settings, open_suite, progress, given_command())
     print_evaluation(report)

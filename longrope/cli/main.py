@@ -22,6 +22,7 @@ from longrope.cli.finetune import finetune
 from longrope.cli.import_factors import import_factors
 from longrope.cli.merge import merge
 from longrope.cli.readjust import readjust
+from longrope.cli.report import report
 from longrope.cli.search import search
 from longrope.cli.show import show
 from longrope.exceptions import InvalidInputError, LongRopeError
@@ -65,7 +66,7 @@ def _options(
     """Extend the context window of RoPE language models the LongRoPE way."""
 
 
-for command in (search, finetune, readjust, compare, show, apply, check, merge, demo):
+for command in (search, finetune, readjust, compare, show, apply, check, merge, report, demo):
     app.command()(command)
 app.command("import")(import_factors)
 app.add_typer(evaluate, name="evaluate")

@@ -1,9 +1,10 @@
-"""Options that several commands have in common, declared once."""
+"""Options that several commands have in common, declared once, and the command line as it was given."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -36,3 +37,14 @@ def sharing(declared: Callable[..., None]) -> Callable[[Callable[..., None]], Ca
 
 def _parameters(function: Callable[..., None]) -> list[inspect.Parameter]:
     return list(inspect.signature(function, eval_str=True).parameters.values())
+
+
+def given_command() -> list[str]:
+    """What was typed, but for where the results go and whether a run is resumed: with these it does the same again."""
+    words, arguments = ["longrope"], iter(sys.argv[1:])
+    for word in arguments:
+        if word in ("--output", "-o"):
+            next(arguments, None)
+        elif word not in ("--resume", "--debug") and not word.startswith("--output="):
+            words.append(word)
+    return words

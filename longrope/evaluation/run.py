@@ -56,11 +56,13 @@ def evaluate(
     settings: EvaluationSettings,
     open_suite: Callable[[LoadedModel, Progress], Suite],
     progress: Progress | None = None,
+    command: Sequence[str] | None = None,
 ) -> EvaluationReport:
     """Measure every item of a suite under every method, or what a run in the output folder has not measured yet.
 
     Args:
         open_suite: makes the suite for a model; it reads data, and may refuse them.
+        command: the command line that asked for this, for the record.
 
     Raises:
         InvalidInputError: if something that was given cannot be used; nothing was started then.
@@ -116,7 +118,7 @@ def evaluate(
     records = pd.DataFrame(measured)
     table = _complete(suite.table(records), tasks, lengths, found, attention_span(model.config))
     report = EvaluationReport(folder, suite.name, table, records, failures)
-    _write(report, header, model, settings, time.perf_counter() - started)
+    _write(report, header, model, settings, command, time.perf_counter() - started)
     return report
 
 
@@ -175,7 +177,12 @@ def _event(task: Task, result: dict[str, Any] | Failure) -> dict[str, Any]:
 
 
 def _write(
-    report: EvaluationReport, header: dict[str, Any], model: LoadedModel, settings: EvaluationSettings, seconds: float
+    report: EvaluationReport,
+    header: dict[str, Any],
+    model: LoadedModel,
+    settings: EvaluationSettings,
+    command: Sequence[str] | None,
+    seconds: float,
 ) -> None:
     folder = report.folder
     write_text_atomically(folder / TABLE_FILE, report.table.to_csv(index=False))
@@ -184,6 +191,7 @@ def _write(
         **header,
         "model": model.describe(),
         "factors": settings.factors,
+        "command": None if command is None else list(command),
         "results": [_without_nan(row) for row in report.table.to_dict("records")],
         "failures": report.failures,
         "wall_seconds": round(seconds, 3),

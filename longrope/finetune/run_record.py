@@ -12,6 +12,7 @@ from longrope.exceptions import RunExistsError, SettingsError
 from longrope.files import write_text_atomically
 from longrope.finetune.settings import FinetuneSettings
 from longrope.runs.locks import FolderLock
+from longrope.runs.provenance import machine
 
 RUN_FILE = "run.json"
 FACTORS_FILE = "factors.json"
@@ -114,6 +115,7 @@ def _write(record: RunRecord, versions: dict[str, str]) -> RunRecord:
         "fingerprint": record.fingerprint,
         "settings": asdict(record.settings),
         "versions": versions,
+        "machine": machine(),
     }
     write_text_atomically(Path(record.settings.output) / RUN_FILE, json.dumps(data, indent=2) + "\n")
     return record

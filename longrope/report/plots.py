@@ -171,7 +171,7 @@ def factors_figure(curves: Mapping[str, RopeFactors], critical: int | None = Non
     return figure
 
 
-def save_figure(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path, dpi: int = DPI) -> None:
     """Write a figure whole or not at all, as .png or .svg by the suffix; equal figures give equal bytes.
 
     Raises:
@@ -185,7 +185,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
     stream = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "longrope"}):  # otherwise SVG ids are random
-        figure.savefig(stream, format=kind, dpi=DPI, metadata=metadata)
+        figure.savefig(stream, format=kind, dpi=dpi, metadata=metadata)
     write_bytes_atomically(path, stream.getvalue())
 
 

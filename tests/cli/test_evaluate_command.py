@@ -59,6 +59,8 @@ def test_perplexity_and_passkey_of_the_model_as_it_is(
     assert ended.code == 0, ended.err
     record = json.loads((tmp_path / "ppl" / "results.json").read_text())
     assert (record["protocol"], record["stride"]) == ("sliding", 32)
+    assert record["command"][:4] == ["longrope", "evaluate", "perplexity", str(model_folder)]
+    assert record["command"][4:6] == ["--lengths", "64"]
     assert [(row["method"], row["tokens"]) for row in record["results"]] == [("none", 254)]
 
     ended = longrope(

@@ -1,0 +1,104 @@
+"""The command line that makes a run again, from what the run recorded."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from longrope.demo import model_folder
+from longrope.finetune.settings import FinetuneSettings
+from longrope.lengths import format_length
+from longrope.runs.command import option, options_of
+from longrope.search.genetic import GeneticSettings
+from longrope.search.settings import DataSettings
+from longrope.search.space import PAPER_N_HAT
+
+OUTPUT = ["--output", "NEW_FOLDER"]
+
+
+def search_command(provenance: Mapping[str, Any]) -> str:
+    """Of a search or a readjustment, whose provenance is that of its factors."""
+    settings, data = provenance["settings"], {**provenance["data"]}
+    data.pop("drawn", None)
+    readjusted = "window" in settings
+    target = settings["window" if readjusted else "target_length"]
+    paper = asdict(GeneticSettings.paper(target))
+    given = {name: settings[name] for name in paper if settings.get(name) != paper[name]}
+    if tuple(settings["n_hat_choices"]) != tuple(sorted({0 if n == 1 else n for n in PAPER_N_HAT})):
+        given["n_hat"] = settings["n_hat_choices"]
+    given["lambda_max"] = settings["lambda_max"]
+    # What a readjustment was told is not recorded, but the factor that came of it is.
+    given["attention_factor"] = settings.get("attention_factor_rule", settings["attention_factor"])
+    if not readjusted:
+        words = ["search", _model(provenance), "--target-length", format_length(target)]
+    else:
+        words = ["readjust", _model(provenance), "--windows", format_length(target)]
+    words += options_of(DataSettings(**data), {"source": "data"})
+    for name, value in given.items():
+        words += option(name.replace("_", "-"), value)
+    words += _numeric(settings)
+    revision = provenance["model"].get("revision")
+    words += ["--model-revision", str(revision)] if revision else []
+    return _joined([*words, "--seed", str(provenance["seed"]), *OUTPUT])
+
+
+def finetune_command(settings: FinetuneSettings, folder: Path) -> str:
+    """Of a fine-tuning run; its folder keeps a copy of its factors."""
+    names = {"revision": "model-revision", "learning_rate": "lr"}
+    left = ("model", "output", "factors", "betas", "trust_remote_code")
+    words = ["finetune", _shortened(settings.model), "--factors", str(folder / "factors.json")]
+    words += options_of(settings, names, left)
+    if settings.betas != (0.9, 0.95):
+        words += ["--betas", *map(str, settings.betas)]
+    words += options_of(
+        settings.adapter,
+        {"rank": "lora-rank", "alpha": "lora-alpha", "targets": "lora-targets"},
+        ("train_embeddings_and_norms",),
+    )
+    words += [] if settings.adapter.train_embeddings_and_norms else ["--plain-lora"]
+    words += options_of(settings.memory, {"checkpoint_activations": "checkpointing"})
+    held_out = {"source": "held-out", "lengths": "held-out-lengths", "samples": "held-out-samples"}
+    words += options_of(settings.held_out, held_out, ("field", "split"))
+    words += ["--trust-remote-code"] if settings.trust_remote_code else []
+    return _joined([*words, *OUTPUT])
+
+
+def evaluation_command(recorded: Sequence[str] | None) -> str | None:
+    """Of an evaluation, which records its own; None for one that does not."""
+    if not recorded:
+        return None
+    name, *words = (str(word) for word in recorded)
+    return _joined([*words, *OUTPUT], name)
+
+
+def _numeric(settings: Mapping[str, Any]) -> list[str]:
+    """What decides the last bits of a score."""
+    words = ["--dtype", str(settings["dtype"])]
+    words += ["--attn", settings["attention"]] if settings["attention"] != "sdpa" else []
+    threads = settings["threads_per_worker"]
+    return words + (["--threads-per-worker", str(threads)] if threads != 1 else [])
+
+
+def _model(provenance: Mapping[str, Any]) -> str:
+    return _shortened(str(provenance["model"]["name"]))
+
+
+def _shortened(name: str) -> str:
+    """The embedded model has a name that is good on every machine."""
+    embedded = model_folder().parts[-3:]
+    return "demo" if Path(name).parts[-3:] == embedded else name
+
+
+def _joined(words: Sequence[str], name: str = "longrope") -> str:
+    """One option a line, as people paste it."""
+    lines, line = [], name
+    for word in words:
+        if word.startswith("--"):
+            lines.append(line)
+            line = f"    {word}"
+        else:
+            line += f" {shlex.quote(word)}"
+    return " \\\n".join([*lines, line])

@@ -1,0 +1,146 @@
+"""A section says what the folder of its run holds and what it does not, and refuses what it cannot read."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from longrope.exceptions import InvalidInputError
+from longrope.report.content import shown
+from longrope.report.evaluation_run import open_evaluation
+from longrope.report.perplexity_figures import paired
+from longrope.report.runs import sections_of
+from longrope.report.search_progress_figures import gain_plot
+from longrope.report.search_run import block_tokens, open_search
+from longrope.report.suite_figures import metric_plots
+from longrope.report.write import write_report
+from longrope.search.comparison import paired_difference
+
+
+def test_documents_are_compared_with_themselves(perplexity_run: Path) -> None:
+    run = open_evaluation(perplexity_run)
+    found = paired(run)
+    assert found is not None
+    reference, differences = found
+    other = next(method for method in run.methods if method != reference)
+    own, base = (
+        run.records[(run.records["method"] == method) & (run.records["length"] == 256)].sort_values("item")
+        for method in (other, reference)
+    )
+    expected = (own["nll"].to_numpy() - base["nll"].to_numpy()).sum() / own["tokens"].sum()
+    mean, interval = differences[other, 256]
+    assert mean == pytest.approx(expected)
+    assert mean > 0
+    assert interval.low <= mean <= interval.high
+
+
+def test_methods_of_a_search_are_found_in_its_journal(search_run: Path) -> None:
+    run = open_search(search_run)
+    assert len(run.candidates) == 18
+    assert {method.name for method in run.rivals} == {"none", "pi", "ntk", "dynamic-ntk", "yarn"}
+    for method in run.methods:
+        assert method.candidate is not None
+        held_out = run.result(method.candidate).held_out(512)
+        assert held_out == pytest.approx(method.held_out[512])
+        blocks = run.blocks(method.candidate)
+        assert blocks is not None
+        assert math.exp(blocks.sum() / (3 * block_tokens(512).sum())) == pytest.approx(held_out)
+    assert block_tokens(512).tolist() == [255, 256]
+    assert block_tokens(600).tolist() == [255, 256, 88]
+
+
+def test_the_gain_of_a_search_is_that_on_search_samples_and_on_held_out_documents(search_run: Path) -> None:
+    run = open_search(search_run)
+    plot = gain_plot(run)
+    assert plot is not None
+    assert run.reference is not None
+    assert run.searched is not None
+    count, searched, held_out, _ = plot.table.rows[-1]
+    best = min(range(18), key=lambda index: run.candidates[index][1])
+    assert count == best + 1
+    assert searched == pytest.approx(math.log(run.reference.search / run.candidates[best][1]))
+    difference = paired_difference(run.result(run.reference.candidate), run.result(run.searched.candidate), 512)
+    assert held_out == pytest.approx(difference.mean)
+
+
+def test_what_is_not_there_is_said(search_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "factors.json").write_bytes((search_run / "factors.json").read_bytes())
+    (section,) = sections_of(tmp_path)
+    assert {plot.name for plot in section.plots} == {"held-out", "factors", "convergence"}
+    assert "journal (evaluations.jsonl) is not there" in section.missing[0]
+    assert "yarn" in next(plot for plot in section.plots if plot.name == "factors").table.columns
+
+
+def test_a_fine_tuning_run_that_goes_on_says_so(finetune_run: Path, tmp_path: Path) -> None:
+    (section,) = sections_of(finetune_run)
+    assert section.findings[0] == "Held-out perplexity at 64: 9.000 before, 9.500 after (+5.6%)."
+    assert {plot.name for plot in section.plots} == {"held-out", "loss", "lr", "speed", "memory"}
+    shutil.copytree(finetune_run, tmp_path / "run")
+    lines = (finetune_run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines[:7]))
+    (tmp_path / "run" / "held_out.json").unlink()
+    (section,) = sections_of(tmp_path / "run")
+    assert section.findings[0].startswith("This run is not done: step 7 of 80")
+    assert section.missing == ("Held-out perplexity before and after training: n/a, not measured.",)
+
+
+def test_any_suite_has_a_figure_for_each_measure(tmp_path: Path) -> None:
+    rows = [
+        {"method": method, "length": length, "rouge1": 0.3, "low": 0.2, "high": 0.4, "rougeL": None, "documents": 3}
+        for method in ("none", "yarn")
+        for length in (1024, 2048)
+    ]
+    record = {"suite": "summarisation", "results": rows, "failures": {}}
+    (tmp_path / "results.json").write_text(json.dumps(record))
+    pd.DataFrame([{"method": "none", "item": "a", "length": 1024}]).to_csv(tmp_path / "records.csv", index=False)
+    plots = metric_plots(open_evaluation(tmp_path))
+    assert [plot.name for plot in plots] == ["rouge1"]
+    assert plots[0].table.rows[0] == ("none", "1k", 0.3, 0.2, 0.4)
+    assert [shown(value) for value in sections_of(tmp_path)[0].tables[0].rows[0][5:]] == ["n/a", "3"]
+
+    for row in rows:
+        row["length"], row["task"] = 1024, "arc" if row["length"] == 1024 else "mmlu"
+    (tmp_path / "results.json").write_text(json.dumps(record))
+    assert [plot.title for plot in metric_plots(open_evaluation(tmp_path))] == ["rouge1, arc", "rouge1, mmlu"]
+
+
+def test_bad_input_is_refused_in_one_line(
+    perplexity_run: Path, search_run: Path, finetune_run: Path, tmp_path: Path
+) -> None:
+    def refused(*runs: Path, output: Path | None = None) -> str:
+        with pytest.raises(InvalidInputError) as error:
+            write_report(runs, output)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "holds no run; give the folder of a search" in refused(empty)
+    assert "does not exist" in refused(tmp_path / "nowhere")
+    assert "is a file; give the folder" in refused(perplexity_run / "results.csv")
+    assert "say by --output" in refused(perplexity_run, search_run)
+    assert "is a file; give a folder" in refused(perplexity_run, output=perplexity_run / "results.csv")
+
+    for source, lost in ((perplexity_run, "results.json"), (search_run, "factors.json")):
+        going_on = tmp_path / source.name
+        shutil.copytree(source, going_on)
+        (going_on / lost).unlink()
+        assert "it is still running, or was stopped; wait for it, or go on with it by --resume" in refused(going_on)
+    starting = tmp_path / "starting"
+    shutil.copytree(finetune_run, starting)
+    (starting / "metrics.jsonl").unlink()
+    assert "has not logged a step" in refused(starting)
+
+    (tmp_path / "perplexity" / "results.json").write_text('{"suite": "perplexity", "results": [')
+    assert "results.json cannot be read" in refused(tmp_path / "perplexity")
+    shutil.copy(search_run / "factors.json", tmp_path / "search" / "factors.json")
+    broken = json.loads((search_run / "factors.json").read_text())
+    broken["provenance"]["results"]["methods"] = [{"method": 3}]
+    (tmp_path / "search" / "factors.json").write_text(json.dumps(broken))
+    assert "written by another version" in refused(tmp_path / "search")
+    assert not list(empty.iterdir())

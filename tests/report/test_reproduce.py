@@ -1,0 +1,98 @@
+"""The command that a report gives is understood by the command line, and means what the run did."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longrope.cli.main import app
+from longrope.cli.shared import given_command
+from longrope.finetune.settings import AdapterSettings, FinetuneSettings, HeldOutSettings, MemorySettings
+from longrope.report.reproduce import evaluation_command, finetune_command, search_command
+from longrope.rope.policy import load_factors
+from longrope.search.settings import SearchSettings
+
+
+class Parsed(Exception):
+    """What the library was about to be called with."""
+
+
+Understood = Callable[[str, str], tuple[Any, ...]]
+
+
+@pytest.fixture
+def understood(monkeypatch: pytest.MonkeyPatch) -> Understood:
+    """What the function of this name is called with by a command line, instead of running."""
+
+    def parse(line: str, function: str) -> tuple[Any, ...]:
+        def stop(*arguments: Any) -> None:
+            raise Parsed(*arguments)
+
+        monkeypatch.setattr(function, stop)
+        name, *words = shlex.split(line.replace("\\\n", " "))
+        assert name == "longrope"
+        with pytest.raises(Parsed) as parsed:
+            app(args=words)
+        return parsed.value.args
+
+    return parse
+
+
+FINETUNE = FinetuneSettings(
+    model="owner/model", factors="f.json", data="my data.jsonl", output="runs/it", seq_length=131072
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"steps": 7, "warmup": 2, "learning_rate": 3e-5, "betas": (0.8, 0.9), "zero": 3, "tf32": False, "seed": 5},
+        {"revision": "abc", "trust_remote_code": True, "attention": "shifted-sparse", "group": 1024, "field": "body"},
+        {"adapter": AdapterSettings(rank=4, targets=("q_proj",), train_embeddings_and_norms=False), "method": "lora"},
+        {"memory": MemorySettings(checkpoint_activations=False, tile_mlp=512, tile_loss=2048)},
+        {"held_out": HeldOutSettings(source="books", lengths=(4096, 131072), samples=3), "report_to": ("wandb",)},
+    ],
+)  # fmt: skip
+def test_fine_tuning(understood: Understood, changes: dict[str, Any]) -> None:
+    settings = replace(FINETUNE, **changes)
+    if settings.held_out.source is not None:  # the command line has one field and split for both
+        assert settings.held_out.field == settings.field
+    elif settings.field != "text":
+        settings = replace(settings, held_out=replace(settings.held_out, field=settings.field))
+    parsed, *_ = understood(finetune_command(settings, Path("runs/it")), "longrope.finetune.run.finetune")
+    assert parsed == replace(settings, output="NEW_FOLDER", factors="runs/it/factors.json")
+
+
+def test_an_evaluation_is_what_was_typed(understood: Understood, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = "longrope --debug evaluate perplexity demo --lengths 256,2k --data 'my books' --resume -o runs/it"
+    monkeypatch.setattr("sys.argv", shlex.split(typed))
+    line = evaluation_command(json.loads(json.dumps(given_command())))
+    assert line is not None
+    settings, *_ = understood(line, "longrope.evaluation.run.evaluate")
+    assert settings.lengths == (256, 2048)
+    assert (settings.output, settings.resume) == ("NEW_FOLDER", False)
+    assert "'my books'" in line
+    assert evaluation_command(None) is None
+
+
+def test_a_search(understood: Understood, search_run: Path) -> None:
+    provenance = load_factors(search_run / "factors.json").provenance
+    parsed, *_ = understood(search_command(provenance), "longrope.search.search.search")
+    assert isinstance(parsed, SearchSettings)
+    recorded, sizes = provenance["settings"], parsed.algorithm.genetic(parsed.target_length)
+    assert parsed.model == provenance["model"]["name"]
+    assert (parsed.target_length, parsed.seed) == (512, provenance["seed"])
+    for name in ("population", "mutations", "crossovers", "iterations", "parents", "max_evaluations"):
+        assert getattr(sizes, name) == recorded[name]
+    assert list(parsed.algorithm.n_hat) == recorded["n_hat_choices"]
+    assert parsed.algorithm.lambda_max == recorded["lambda_max"]
+    assert parsed.algorithm.attention_factor == "auto"
+    assert (parsed.data.source, parsed.data.samples, parsed.data.held_out) == (provenance["data"]["source"], 2, 3)
+    assert parsed.execution.dtype == recorded["dtype"] == "float32"
