@@ -65,19 +65,22 @@ def new_chart(label: str = "", height: float = HEIGHT) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def draw_lines(axes: Axes, series: Sequence[Series], *, bands: bool = True, apart: float = 0.0) -> None:
+def draw_lines(
+    axes: Axes, series: Sequence[Series], *, bands: bool = True, apart: float = 0.0, step: float = 0.0
+) -> None:
     """Draw every series in the look of its method.
 
     Args:
         bands: intervals as bands; as bars otherwise.
         apart: share by which neighbouring series are moved from each other on a logarithmic x axis, where they would
             hide each other.
+        step: the same in units of a linear x axis.
     """
     look = looks([each.name for each in series])
     for index, each in enumerate(series):
         colour, line, marker, width = look[each.name]
-        shift = (1 + apart) ** (index - (len(series) - 1) / 2)
-        x = [value * shift for value in each.x]
+        place = index - (len(series) - 1) / 2
+        x = [value * (1 + apart) ** place + step * place for value in each.x]
         axes.plot(
             x, each.y, color=colour, linestyle=line, linewidth=width, marker=marker, markersize=5, label=each.name,
             zorder=3 + (colour == LIGHT["longrope"]),

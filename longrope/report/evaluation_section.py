@@ -77,9 +77,9 @@ def _table(run: EvaluationRun) -> Table:
             whole = isinstance(value, float) and value.is_integer() and name not in _measures(columns)
             cells.append(format_length(int(value)) if name == "length" else int(value) if whole else value)
         rows.append(tuple(cells))
-    return Table(
-        columns, tuple(rows), "Results; low and high are the ends of 95% intervals" if "low" in columns else "Results"
-    )
+    said = [("low", "low and high are the ends of 95% intervals"), ("error", "error is the standard error")]
+    told = [words for name, words in said if any(column == name or column.endswith(f"_{name}") for column in columns)]
+    return Table(columns, tuple(rows), "; ".join(told))
 
 
 def _measures(columns: tuple[str, ...]) -> set[str]:
@@ -131,7 +131,10 @@ def _facts(run: EvaluationRun) -> tuple[tuple[str, str], ...]:
         ("methods", ", ".join(run.methods)),
         ("lengths", ", ".join(map(format_length, run.lengths or record.get("lengths", ())))),
     ]
-    facts += [(name, int(run.table[name].max())) for name in ("documents", "trials") if name in run.table]
+    for name in ("documents", "trials"):
+        if name in run.table:
+            counts = sorted({int(count) for count in run.table[name].dropna()})
+            facts.append((name, ", ".join(map(str, counts)) if len(counts) < 5 else f"{counts[0]} to {counts[-1]}"))
     facts += [(name, record[name]) for name in ("seed", "dtype", "attention") if name in record]
     if "wall_seconds" in record:
         facts.append(("duration", describe_duration(record["wall_seconds"])))

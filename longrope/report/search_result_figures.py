@@ -190,7 +190,7 @@ def factors_plot(run: SearchRun) -> Plot:
             curves[name] = lambdas
     figure, axes = new_chart("lambda")
     every = [value for curve in curves.values() for value in curve]
-    low, high = min(*every, 1.0), max(*every, factors.ratio)
+    low, high = min(*every, 1.0), max(*every, factors.ratio, 1.0)
     if high >= 4 * low:
         plain_log(axes, 2)
         axes.set_ylim(low / (high / low) ** 0.05, high * (high / low) ** 0.08)
@@ -201,7 +201,10 @@ def factors_plot(run: SearchRun) -> Plot:
             range(len(values)), values, color=own.colour, linestyle=own.line, linewidth=own.width, label=name,
             marker=own.marker if name == SEARCHED else "", markersize=3.5, zorder=4 if name == SEARCHED else 3,
         )  # fmt: skip
-    axes.axhline(factors.ratio, color=LIGHT["axis"], alpha=0.35, linewidth=4, label=f"s = {factors.ratio:g}", zorder=1)
+    extends = factors.ratio > 1
+    if extends:
+        ratio = f"s = {factors.ratio:g}"
+        axes.axhline(factors.ratio, color=LIGHT["axis"], alpha=0.35, linewidth=4, label=ratio, zorder=1)
     critical = critical_pair(factors.rope_theta, factors.rotary_dim, factors.original_length)
     marked = critical < len(factors.lambdas)
     if marked:
@@ -212,9 +215,8 @@ def factors_plot(run: SearchRun) -> Plot:
     axes.set_xlabel("pair of dimensions (fast to slow)")
     legend(figure, axes)
     missing = [method.name for method in run.rivals if method.name not in _rivals_lambdas(run)]
-    caption = (
-        f"By how much each rotated pair is slowed down; s = {factors.ratio:g} is the target over the original length."
-    )
+    caption = "By how much each rotated pair is slowed down."
+    caption += f" s = {factors.ratio:g} is the target over the original length." if extends else ""
     if marked:
         caption += f" From the critical pair {critical} on, a pair made less than one turn in pretraining."
     else:

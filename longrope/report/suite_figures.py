@@ -54,12 +54,18 @@ def _plot(rows: pd.DataFrame, metric: str, group: str, across: str) -> Plot:
         series.append(Series(method, x, tuple(map(float, own[metric])), low, high))
     called = group if metric == "value" and group else metric
     title = f"{metric}, {group}" if group and called == metric else called
-    caption = f"{title}.{kind}"
+    caption = f"{title}."
+    caption += f" Thin lines are {kind}." if kind else ""
     places = sorted({x for each in series for x in each.x})
     if len(places) > 1:
         figure, axes = new_chart(called)
-        draw_lines(axes, series, bands=False, apart=0.03 if across == "length" else 0.0)
-        if across == "length":
+        along = across == "length"
+        span = places[-1] - places[0]
+        draw_lines(axes, series, bands=False, apart=0.035 * along, step=0.012 * span * (not along))
+        every = [value for each in series for value in (*each.y, *each.low, *each.high) if math.isfinite(value)]
+        if min(every) >= 0 and max(every) <= 1:
+            axes.set_ylim(-0.04, 1.04)
+        if along:
             length_axis(axes, [int(x) for x in places])
         else:
             axes.set_xticks(places, [f"{x:g}" for x in places])
@@ -129,11 +135,11 @@ def _interval(rows: pd.DataFrame, metric: str) -> tuple[tuple[pd.Series, pd.Seri
     own = [name for name in rows.columns if name.startswith(f"{metric}_")]
     for prefix, there in ((f"{metric}_", own), ("", following)):
         if {f"{prefix}low", f"{prefix}high"} <= set(there):
-            return (rows[f"{prefix}low"], rows[f"{prefix}high"]), " Bars are 95% intervals."
+            return (rows[f"{prefix}low"], rows[f"{prefix}high"]), "95% intervals"
         for error in (f"{prefix}error", f"{prefix}stderr"):
             if error in there and rows[error].notna().any():
                 ends = rows[metric] - 2 * rows[error], rows[metric] + 2 * rows[error]
-                return ends, " Bars are two standard errors."
+                return ends, "two standard errors to each side"
     return None, ""
 
 

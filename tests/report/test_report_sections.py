@@ -6,20 +6,27 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from tiny_search import in_process
 
 from longrope.exceptions import InvalidInputError
-from longrope.report.content import shown
+from longrope.report.content import Plot, shown
 from longrope.report.evaluation_run import open_evaluation
 from longrope.report.perplexity_figures import paired
+from longrope.report.retrieval_figures import heatmaps
 from longrope.report.runs import sections_of
 from longrope.report.search_progress_figures import gain_plot
 from longrope.report.search_run import block_tokens, open_search
 from longrope.report.suite_figures import metric_plots
 from longrope.report.write import write_report
+from longrope.rope.factors import RopeFactors
+from longrope.rope.methods import yarn
 from longrope.search.comparison import paired_difference
+from longrope.search.readjust import ReadjustSettings, readjust
+from longrope.search.settings import AlgorithmSettings, DataSettings
 
 
 def test_documents_are_compared_with_themselves(perplexity_run: Path) -> None:
@@ -76,6 +83,44 @@ def test_what_is_not_there_is_said(search_run: Path, tmp_path: Path) -> None:
     assert "yarn" in next(plot for plot in section.plots if plot.name == "factors").table.columns
 
 
+def test_a_readjustment_has_a_section_for_each_window(model_folder: Path, documents_file: Path, tmp_path: Path) -> None:
+    yarn(RopeFactors.identity(10000.0, 16, 64), 1024).save(tmp_path / "long.json")
+    sizes = {"population": 4, "mutations": 1, "crossovers": 1, "iterations": 1, "parents": 2, "n_hat": (0, 4)}
+    given = ReadjustSettings(
+        model=str(model_folder),
+        output=str(tmp_path / "run"),
+        windows=(32, 48),
+        factors=str(tmp_path / "long.json"),
+        data=DataSettings(source=str(documents_file), samples=1, held_out=2),
+        algorithm=AlgorithmSettings(attention_factor="present", **sizes),
+    )
+    with in_process():
+        readjust(given)
+    sections = sections_of(tmp_path / "run")
+    assert [section.title for section in sections] == ["model, window 32", "model, window 48"]
+    for section, window in zip(sections, ("32", "48"), strict=True):
+        assert {"factors", "convergence", "difference", "gain", "n-hat"} <= {plot.name for plot in section.plots}
+        assert section.command is not None
+        assert f"readjust {model_folder}" in section.command
+        assert f"--windows {window} " in section.command
+        assert "--attention-factor 1.277" in section.command
+
+
+def test_cells_of_a_heatmap_hold_every_trial(passkey_run: Path, tmp_path: Path) -> None:
+    run = open_evaluation(passkey_run)
+    plots = heatmaps(run)
+    assert [plot.name for plot in plots] == ["depth-none", "depth-pi", "depth-longrope"]
+    cells = [cell for row in plots[0].table.rows for cell in row[1:] if cell is not None]
+    assert len(plots[0].table.rows) == 10
+    assert sum(int(cell.partition(" of ")[2]) for cell in cells) == 4
+    assert [row[0] for row in plots[0].table.rows][:2] == ["0 to 10%", "10 to 20%"]
+
+    run.record["depths"] = [0.0, 0.5, 1.0]  # as a needle's, in whose rows every depth has its own
+    rows = heatmaps(run)[0].table.rows
+    assert [row[0] for row in rows] == ["0%", "50%", "100%"]
+    assert sum(int(cell.partition(" of ")[2]) for row in rows for cell in row[1:] if cell is not None) == 4
+
+
 def test_a_fine_tuning_run_that_goes_on_says_so(finetune_run: Path, tmp_path: Path) -> None:
     (section,) = sections_of(finetune_run)
     assert section.findings[0] == "Held-out perplexity at 64: 9.000 before, 9.500 after (+5.6%)."
@@ -103,10 +148,54 @@ def test_any_suite_has_a_figure_for_each_measure(tmp_path: Path) -> None:
     assert plots[0].table.rows[0] == ("none", "1k", 0.3, 0.2, 0.4)
     assert [shown(value) for value in sections_of(tmp_path)[0].tables[0].rows[0][5:]] == ["n/a", "3"]
 
-    for row in rows:
-        row["length"], row["task"] = 1024, "arc" if row["length"] == 1024 else "mmlu"
-    (tmp_path / "results.json").write_text(json.dumps(record))
-    assert [plot.title for plot in metric_plots(open_evaluation(tmp_path))] == ["rouge1, arc", "rouge1, mmlu"]
+
+def plots_of(rows: list[dict[str, Any]], folder: Path) -> list[Plot]:
+    """Of an evaluation with this table."""
+    (folder / "results.json").write_text(json.dumps({"suite": "any", "results": rows, "failures": {}}))
+    pd.DataFrame([{"method": "none", "item": "a", "length": 1024}]).to_csv(folder / "records.csv", index=False)
+    return metric_plots(open_evaluation(folder))
+
+
+def test_tasks_have_a_figure_each(tmp_path: Path) -> None:
+    found = {"value": 0.25, "error": 0.1, "samples": 9}
+    rows = [
+        {"method": method, "length": 512, "task": task, "metric": "acc", **found}
+        for method in ("none", "yarn")
+        for task in ("arc", "mmlu")
+    ]
+    plots = plots_of(rows, tmp_path)
+    assert [(plot.name, plot.title) for plot in plots] == [
+        ("value-arc-acc", "arc, acc"),
+        ("value-mmlu-acc", "mmlu, acc"),
+    ]
+    assert plots[1].table.rows[1] == ("yarn", "512", 0.25, pytest.approx(0.05), pytest.approx(0.45))
+
+
+def test_positions_are_drawn_for_each_number_of_documents(tmp_path: Path) -> None:
+    rows = [
+        {
+            "method": "none",
+            "documents": documents,
+            "position": position,
+            "em": position / 2,
+            "em_error": 0.1,
+            "trials": 4,
+        }
+        for documents in (20, 30)
+        for position in (0.0, 0.5, 1.0)
+    ]
+    plots = plots_of(rows, tmp_path)
+    assert [plot.title for plot in plots] == ["em, documents 20", "em, documents 30"]
+    assert [row[1] for row in plots[0].table.rows] == ["0", "0.5", "1"]
+
+
+def test_methods_alone_are_bars(tmp_path: Path) -> None:
+    rows = [
+        {"method": method, "rougeL": value, "documents": 3} for method, value in (("none", 0.2), ("yarn", math.nan))
+    ]
+    (plot,) = plots_of([{**row, "rougeL": None if math.isnan(row["rougeL"]) else 0.2} for row in rows], tmp_path)
+    assert plot.table.rows == (("none", 0.2),)
+    assert sections_of(tmp_path)[0].tables[0].columns == ("method", "rougeL", "documents")
 
 
 def test_bad_input_is_refused_in_one_line(
