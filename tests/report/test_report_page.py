@@ -207,7 +207,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """Chromium, with nothing logged yet."""
     absent = missing()
     if absent is not None:
-        pytest.skip(f"{absent} is not installed (Debian's packages chromium and chromium-driver)")
+        pytest.skip(f"not installed: {absent} (Debian's packages chromium and chromium-driver)")
     with chromium(tmp_path_factory.mktemp("profile")) as page:
         yield page
 
