@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tables of the papers, for one model and its factors:
 #
-#     evaluation/papers.sh MODEL FACTORS BOOKS OUTPUT [LENGTHS] [more options of `longrope evaluate`]
+#     evaluation/papers.sh MODEL FACTORS BOOKS OUTPUT [LENGTHS] [options of every suite, such as --gpus-per-worker 2]
 #
 # BOOKS are long documents (the papers: PG19 validation, Proof-pile test, Books3). A table that is done is not measured
 # again, so the same command goes on where it was interrupted.
@@ -10,8 +10,13 @@ if [ $# -lt 4 ]; then
     sed -n 2,7p "$0" >&2
     exit 2
 fi
-model=$1 factors=$2 books=$3 output=$4 lengths=${5:-4k,8k,16k,32k,64k,128k}
-shift $(($# < 5 ? $# : 5))
+model=$1 factors=$2 books=$3 output=$4
+shift 4
+lengths=4k,8k,16k,32k,64k,128k
+if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
+    lengths=$1
+    shift
+fi
 
 # LongRoPE, section 4.2, long-context language modelling: sliding windows with a stride of 256, every method.
 longrope compare "$model" --factors "$factors" --lengths "$lengths" --data "$books" --protocol sliding \

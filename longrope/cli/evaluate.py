@@ -191,6 +191,8 @@ def needle(
     ],
     field: o.Field = "text",
     split: o.Split = "train",
+    revision: o.DataRevision = None,
+    config: o.DataConfig = None,
     depth_interval: Annotated[float, typer.Option(help="Percent of the text from one depth to the next.")] = 10,
     digits: _Digits = 7,
     trials: Annotated[int, typer.Option(help="Texts at each length and depth.")] = 1,
@@ -202,7 +204,14 @@ def needle(
 
     settings = _settings(options)
     suite = NeedleSettings(
-        haystack=haystack, field=field, split=split, depth_interval=depth_interval, digits=digits, trials=trials
+        haystack=haystack,
+        field=field,
+        split=split,
+        revision=revision,
+        config=config,
+        depth_interval=depth_interval,
+        digits=digits,
+        trials=trials,
     )
     _run(settings, partial(open_needle, suite, settings.lengths, settings.seed))
 

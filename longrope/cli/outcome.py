@@ -45,7 +45,8 @@ def print_search(report: SearchReport, plots: list[Path]) -> None:
     """The table, the comparison with YaRN, and where the files are."""
     factors, solution, out = report.factors, report.solution, console()
     target = format_length(factors.target_length)
-    print_table(report.table, f"Perplexity, {format_length(factors.original_length)} -> {target}")
+    counted = " of the answers" if factors.provenance["data"]["objective"] == "needle" else ""
+    print_table(report.table, f"Perplexity{counted}, {format_length(factors.original_length)} -> {target}")
     out.print(
         f"best of {solution.evaluations} candidates: n_hat {factors.n_hat}, attention factor "
         f"{factors.attention_factor:.4f}, lambda {factors.lambdas[0]:g} to {factors.lambdas[-1]:g}"
@@ -92,7 +93,7 @@ def print_evaluation(report: EvaluationReport) -> None:
     if "length" in frame:
         frame = frame.assign(length=[format_length(length) for length in frame["length"]])
     spread = "95% interval" if "low" in frame else "standard errors"
-    print_table(frame, f"{report.suite}, {spread} over documents")
+    print_table(frame, f"{report.suite}, {spread}" + (" over documents" if "documents" in frame else ""))
     for label, reason in report.failures.items():
         out.print(f"failed: {label}: {reason}", soft_wrap=True)
     out.print(f"table, records and settings in {report.folder}", soft_wrap=True)

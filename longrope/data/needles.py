@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from longrope.data.samples import Sample
+from longrope.data.tokens import TextEncoder
 from longrope.exceptions import SettingsError
 
 DIGITS = 7
@@ -70,10 +71,13 @@ def hide(
     Raises:
         SettingsError: if the length has no room for the needle.
     """
-    statement, question, expected = (
-        tokenizer(words, add_special_tokens=False)["input_ids"] for words in (needle.statement, needle.question, answer)
+    encoder = TextEncoder(tokenizer)
+    statement, question, asked, alone = (
+        encoder.whole(words).tolist() for words in (needle.statement, needle.question, needle.question + answer, answer)
     )
-    start = tokenizer("")["input_ids"][:1]  # BOS, where the tokenizer adds one
+    # As the model would write it: some tokenizers begin a text of its own with another token.
+    expected = asked[len(question) :] if asked[: len(question)] == question else alone
+    start = encoder.prefix
     room = length - len(start) - len(statement) - len(question) - len(expected)
     if room < 0:
         raise SettingsError(f"length {length} has no room for the text that is hidden; give at least {length - room}")
@@ -86,7 +90,7 @@ def needle_sample(document: Sample, tokenizer: Any, length: int, seed: int, digi
     """A sample of which only the answer counts: a needle, the beginning of a document, the question, the number.
 
     Args:
-        document: at least ``length`` tokens; its own BOS is left out.
+        document: at least ``length`` tokens; its own special tokens in front are left out.
         length: tokens of the sample.
         seed: decides key and number, together with the document.
 
@@ -94,6 +98,6 @@ def needle_sample(document: Sample, tokenizer: Any, length: int, seed: int, digi
         SettingsError: if the length has no room for the needle.
     """
     needle = draw_needle(random.Random(f"{seed}/{document.digest}"), digits)
-    tokens = document.tokens[len(tokenizer("")["input_ids"][:1]) :]
+    tokens = document.tokens[len(TextEncoder(tokenizer).prefix) :]
     hidden = hide(needle, tokenizer, length, lambda count: tokens[:count].tolist(), lambda body: 0, f" {needle.number}")
     return Sample(document.name, np.array([*hidden.prompt, *hidden.answer]), len(hidden.prompt))

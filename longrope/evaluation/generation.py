@@ -6,7 +6,8 @@ crosses from one window into another, and stopping early changes no factor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from longrope.data.tokens import TextEncoder
@@ -44,19 +45,29 @@ def generate(
         done = stop is not None and stop(_text(tokenizer, written[0, ids.shape[1] :]))
         return torch.full((1,), done, dtype=torch.bool, device=written.device)
 
-    with torch.inference_mode(), attached(model, policy, length=len(prompt) + max_new_tokens):
+    with torch.inference_mode(), _plain(model), attached(model, policy, length=len(prompt) + max_new_tokens):
         written = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
             pad_token_id=pad,
             stopping_criteria=None if stop is None else [enough],
         )
     return _text(tokenizer, written[0, ids.shape[1] :])
+
+
+@contextmanager
+def _plain(model: Any) -> Iterator[None]:
+    """Leave only the end-of-text tokens of a model's own generation settings, whose penalties would change answers."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def check_chat_template(tokenizer: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from longrope.evaluation.generation import check_chat_template
 from longrope.evaluation.harness import HarnessSuite
 from longrope.evaluation.harness_tasks import find_tasks
 from longrope.evaluation.settings import EvaluationSettings, HarnessSettings
@@ -51,8 +52,8 @@ def open_harness(
     tasks, groups = find_tasks(settings.tasks, settings.include_path, progress.note)
     if settings.lengths and not any(task.makes_texts for task in tasks):
         raise SettingsError("--lengths is for tasks that make their own texts, such as ruler; give --max-length")
-    if settings.chat_template and getattr(model.tokenizer, "chat_template", None) is None:
-        raise SettingsError("the tokenizer has no chat template; leave --chat-template away")
+    if settings.chat_template:
+        check_chat_template(model.tokenizer)
     folder = Path(evaluation.output).resolve()
     return HarnessSuite(tasks, groups, settings, evaluation.lengths, evaluation.seed, folder)
 

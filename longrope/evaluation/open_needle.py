@@ -7,6 +7,7 @@ from itertools import islice
 import numpy as np
 
 from longrope.data.documents import read_documents
+from longrope.data.tokens import TextEncoder
 from longrope.evaluation.needle import NeedleSuite
 from longrope.evaluation.settings import NeedleSettings
 from longrope.exceptions import DataError
@@ -28,14 +29,24 @@ def open_needle(
         DataError: if it cannot be read, or is shorter than the longest length.
         SettingsError: if the shortest length has no room for a needle.
     """
-    longest, tokens = max(lengths), np.zeros(0, dtype=np.int32)
-    documents = read_documents(settings.haystack, field=settings.field, split=settings.split, seed=seed)
+    longest, found, parts = max(lengths), 0, []
+    documents = read_documents(
+        settings.haystack,
+        field=settings.field,
+        split=settings.split,
+        revision=settings.revision,
+        config=settings.config,
+        seed=seed,
+    )
+    encoder = TextEncoder(model.tokenizer)
+    special = len(encoder.prefix)
     for document in islice(documents, MOST_DOCUMENTS):
-        ids = model.tokenizer(document.text.rstrip() + "\n\n", add_special_tokens=False, verbose=False)["input_ids"]
-        tokens = np.concatenate([tokens, np.array(ids, dtype=np.int32)])
-        if len(tokens) >= PARTS * longest:
-            tokens = tokens[: PARTS * longest]
+        wanted = PARTS * longest - found
+        parts.append(encoder.first(document.text.rstrip() + "\n\n", wanted + special)[special:])
+        found += len(parts[-1])
+        if found >= PARTS * longest:
             break
+    tokens = np.concatenate(parts)
     if len(tokens) < longest:
         raise DataError(
             f"haystack {settings.haystack!r} has {len(tokens)} tokens, fewer than the length {format_length(longest)}; "

@@ -27,7 +27,8 @@ def open_perplexity(
         SettingsError: if the numbers exclude each other.
         DataError: if there are too few documents that are long enough.
     """
-    shortest, longest = min(lengths), max(lengths)
+    span, longest = attention_span(model.config), max(lengths)
+    shortest = min(*lengths, span or longest)
     length = settings.document_length or longest
     if length < longest:
         raise SettingsError(
@@ -40,7 +41,6 @@ def open_perplexity(
             f"most --last {shortest - 1}"
         )
     documents = draw_documents(settings, length, seed, model, progress)
-    span = attention_span(model.config)
     return PerplexitySuite(documents, lengths, settings.protocol, settings.stride, settings.last, span)
 
 

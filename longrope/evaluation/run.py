@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ JOURNAL_FILE = "evaluation.jsonl"
 TABLE_FILE = "results.csv"
 RESULTS_FILE = "results.json"
 RECORDS_FILE = "records.csv"
+GIVE_UP_AFTER = 3
+"""Items of a length that fail, each several times, before the others are not tried."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,9 @@ def evaluate(
     _refuse_other(folder, journal_file, settings.resume)
     model = open_model(settings.model, settings.execution, settings.revision)
     policies = open_methods(model.rope, settings.lengths, settings.factors, settings.methods)
+    span = attention_span(model.config)
+    if span is not None and max(settings.lengths) > span:
+        progress.note(f"the model attends to the last {span} tokens only; longer lengths are marked as truncated")
     suite = open_suite(model, progress)
     header = {
         "kind": "evaluation",
@@ -81,17 +87,19 @@ def evaluate(
         "model": model.fingerprint,
         "lengths": list(settings.lengths),
         "seed": settings.seed,
-        "policies": {name: _digestible(policy, settings.lengths) for name, policy in policies.items()},
+        "policies": {name: _digest(policy, settings.lengths) for name, policy in policies.items()},
         **suite.describe(),
         **numeric_settings(model, settings.execution),
     }
     folder.mkdir(parents=True, exist_ok=True)
     resumed = settings.resume and journal_file.exists()
     started = time.perf_counter()
+    lengths = {key: item.length for key, item in by_key(suite.items).items()}
     with Journal.resume(journal_file, header) if resumed else Journal.create(journal_file, header) as journal:
         found = _read(journal)
         tasks = [Task(method, item.key) for method in policies for item in suite.items]
-        missing = [task for task in tasks if task not in found]
+        # Long texts first: what is left to do takes less than what was done, and what does not fit is known at once.
+        missing = sorted((task for task in tasks if task not in found), key=lambda task: -lengths[task.item])
         progress.note(f"{suite.name}: {len(suite.items)} items under {', '.join(policies)}; {len(missing)} to measure")
         if missing:
             factory = SuiteEvaluatorFactory(model.source, policies, suite)
@@ -100,14 +108,13 @@ def evaluate(
             for _ in range(len(tasks) - len(missing)):
                 progress.advance()
             with make_pool(factory, settings.execution, on_gpu, progress.note) as pool:
-                for task, result in pool.run(missing):
+                for task, result in pool.run(_worth_trying(missing, lengths, found)):
                     found[task] = result
                     journal.append(_event(task, result))
                     progress.advance()
             progress.end()
             journal.sync()
     failures = {task.label: result.reason for task, result in found.items() if isinstance(result, Failure)}
-    lengths = {key: item.length for key, item in by_key(suite.items).items()}
     measured = [
         {"method": task.method, "item": task.item, "length": lengths[task.item], **result}
         for task in tasks
@@ -116,10 +123,27 @@ def evaluate(
     if not measured:
         raise RunFailedError(f"no item could be measured: {next(iter(failures.values()))}; mend it and --resume")
     records = pd.DataFrame(measured)
-    table = _complete(suite.table(records), tasks, lengths, found, attention_span(model.config))
+    table = _complete(suite.table(records), tasks, lengths, found, span)
     report = EvaluationReport(folder, suite.name, table, records, failures)
     _write(report, header, model, settings, command, time.perf_counter() - started)
     return report
+
+
+def _worth_trying(
+    missing: Sequence[Task], lengths: Mapping[str, int], found: dict[Task, dict[str, Any] | Failure]
+) -> Iterator[Task]:
+    """Tasks, but no more of a length at which the first ones failed and none came to an end: it does not fit."""
+    fits = set()
+    for task in missing:
+        length = lengths[task.item]
+        if length not in fits:
+            results = [result for other, result in found.items() if lengths[other.item] == length]
+            if not all(isinstance(result, Failure) for result in results):
+                fits.add(length)
+            elif len(results) >= GIVE_UP_AFTER:
+                found[task] = Failure(f"not tried: the first {GIVE_UP_AFTER} of this length failed")
+                continue
+        yield task
 
 
 def _refuse_other(folder: Path, journal: Path, resume: bool) -> None:
@@ -154,12 +178,13 @@ def _complete(
     return table
 
 
-def _digestible(policy: Any, lengths: tuple[int, ...]) -> list[Any]:
-    """The numbers that a policy uses at each length, and in every window, for texts may be shorter than the lengths."""
+def _digest(policy: Any, lengths: tuple[int, ...]) -> str:
+    """Of the numbers that a policy uses at each length, and in every window, for texts may be shorter than that."""
     every: list[tuple[list[int], RopeFactors]] = [([], policy.factors_for(length)) for length in lengths]
     if isinstance(policy, FactorSchedule):
         every += [([window.max_length], window.factors) for window in policy.windows]
-    return [[*window, each.attention_factor, each.n_hat, *each.lambdas] for window, each in every]
+    numbers = [[*window, each.attention_factor, each.n_hat, *each.lambdas] for window, each in every]
+    return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:16]
 
 
 def _read(journal: Journal) -> dict[Task, dict[str, Any] | Failure]:

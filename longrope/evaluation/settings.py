@@ -122,13 +122,15 @@ class NeedleSettings:
     haystack: str
     field: str = "text"
     split: str = "train"
+    revision: str | None = None
+    config: str | None = None
     depth_interval: float = 10
     digits: int = DIGITS
     trials: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.depth_interval <= 100:
-            raise SettingsError(f"depth-interval is {self.depth_interval:g} percent; give more than 0 and at most 100")
+        if not 0.1 <= self.depth_interval <= 100:
+            raise SettingsError(f"depth-interval is {self.depth_interval:g} percent; give 0.1 to 100")
         _at_least(1, "digits", self.digits)
         _at_least(1, "trials", self.trials)
 

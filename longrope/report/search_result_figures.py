@@ -30,6 +30,7 @@ from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import linear, ntk, yarn
 from longrope.search.candidate import Candidate
 from longrope.search.comparison import PairedDifference, paired_difference
+from longrope.search.settings import PERPLEXITY
 from longrope.search.solve import SEARCHED
 
 _BINS = 24
@@ -129,7 +130,9 @@ def differences(run: SearchRun) -> dict[ComparedMethod, PairedDifference]:
 
 
 def position_plot(run: SearchRun) -> Plot | None:
-    """Perplexity by position in texts of the target length."""
+    """Perplexity by position in texts of the target length; None where only their ends count."""
+    if run.objective != PERPLEXITY:
+        return None
     factors = run.factors
     methods = [method for method in (*run.rivals, run.searched) if method is not None]
     # Methods that are the same at this length, such as NTK and dynamic NTK, are drawn once.

@@ -21,6 +21,7 @@ from longrope.search.candidate import Candidate
 from longrope.search.comparison import MethodResult
 from longrope.search.evaluation import BlockScore
 from longrope.search.run import FACTORS_FILE, JOURNAL_FILE, RUN_FILE
+from longrope.search.settings import PERPLEXITY
 from longrope.search.solve import SEARCHED
 
 Scores = Mapping[tuple[Candidate, str], BlockScore]
@@ -82,6 +83,12 @@ class SearchRun:
     @property
     def is_readjustment(self) -> bool:
         return "readjust" in str(self.provenance.get("method"))
+
+    @property
+    def objective(self) -> str:
+        """What the samples were scored by."""
+        data: Mapping[str, Any] = self.provenance.get("data", {})
+        return str(data.get("objective", PERPLEXITY))
 
     @property
     def searched(self) -> ComparedMethod | None:

@@ -92,6 +92,8 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
         **asdict(sizes),
         **space_settings(problem.space),
         "samples": sample_digests(samples),
+        # Named only where it is not the usual one: journals from before there was another are gone on with.
+        **({} if settings.data.objective == PERPLEXITY else {"objective": settings.data.objective}),
         **numeric_settings(model, settings.execution),
     }
     with open_scorer(

@@ -94,7 +94,7 @@ def test_needles(longrope: Run, longer: Path, haystack: Path, tmp_path: Path) ->
     ("given", "message"),
     [
         (("needle", "--haystack", "HAYSTACK", "--lengths", "32k"), "fewer than the length 32k"),
-        (("needle", "--haystack", "HAYSTACK", "--lengths", "450", "--depth-interval", "0"), "more than 0"),
+        (("needle", "--haystack", "HAYSTACK", "--lengths", "450", "--depth-interval", "0"), "give 0.1 to 100"),
         (("needle", "--haystack", "nowhere.txt", "--lengths", "450"), "nowhere.txt"),
         (("needle-perplexity", "--data", "HAYSTACK", "--field", "story", "--lengths", "450"), "story"),
         (("needle-perplexity", "--data", "HAYSTACK", "--samples", "2", "--lengths", "20"), "no room"),

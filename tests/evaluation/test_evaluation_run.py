@@ -154,6 +154,16 @@ def test_what_failed_is_tried_again(given: Any) -> None:
     assert "failed" not in report.table
 
 
+def test_a_length_that_does_not_fit_is_given_up(given: Any) -> None:
+    report, asked = given(lambda task: "out of memory" if task.item.endswith("/128") else None)
+    assert [task.item.endswith("/128") for task in asked] == [True] * 3 + [False] * 6  # the longest first
+    assert sorted(report.failures.values())[:3] == ["not tried: the first 3 of this length failed"] * 3
+    assert report.table["failed"].tolist() == [0, 3, 0, 3]
+    report, asked = given(resume=True)
+    assert len(asked) == 6
+    assert not report.failures
+
+
 def test_a_length_that_attention_cannot_see_is_marked(given: Any, model_folder: Path) -> None:
     config = model_folder / "config.json"
     content = json.loads(config.read_text())

@@ -40,9 +40,11 @@ def test_one_window_holds_prompt_and_answer(
     make_tiny_model: Callable[..., PreTrainedModel], tiny_tokenizer: PreTrainedTokenizerFast, new: int
 ) -> None:
     model = make_tiny_model()
-    model.generation_config.repetition_penalty = 1.5  # what a chat model brings along
+    own = model.generation_config  # with what models bring along
+    own.update(repetition_penalty=1.5, suppress_tokens=list(range(5, 60)), num_return_sequences=2, do_sample=True)
     expected = tiny_tokenizer.decode(by_hand(model, PROMPT, new, len(PROMPT) + new), skip_special_tokens=True)
     assert generate(model, tiny_tokenizer, POLICY, PROMPT, new) == expected
+    assert model.generation_config is own
     assert len(expected) > 2
     other = by_hand(model, PROMPT, new, 40 if new > 4 else 200)
     assert expected != tiny_tokenizer.decode(other, skip_special_tokens=True)  # the window matters

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
 
 from longrope.data.needles import needle_sample
 from longrope.data.samples import Sample, sample_from_text
@@ -82,6 +85,21 @@ def test_only_the_answer_of_a_needle_sample_counts() -> None:
     assert sample != Sample(sample.name, sample.tokens)
     with pytest.raises(SettingsError, match="no room"):
         needle_sample(document, TOKENIZER, 20, seed=1)
+
+
+@pytest.mark.parametrize(("frame", "prefix"), [("<eos> <bos> $A", 2), ("$A <eos>", 0)])
+def test_special_tokens_stand_in_front_as_they_do_in_any_text(
+    frame: str, prefix: int, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<bos>", "<eos>")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=frame, special_tokens=special)
+    document = sample_from_text(TEXT, tokenizer, 700)
+    sample = needle_sample(document, tokenizer, 600, seed=1)
+    ids = {each for _, each in special}
+    assert [position for position, token in enumerate(sample.tokens.tolist()) if token in ids] == list(range(prefix))
+    start = tokenizer("\nThe magic number", add_special_tokens=False)["input_ids"]
+    assert sample.tokens[prefix : prefix + len(start)].tolist() == start
 
 
 def test_needle_perplexity_is_that_of_the_answer_alone() -> None:
