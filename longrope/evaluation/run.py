@@ -211,7 +211,7 @@ def _write(
 ) -> None:
     folder = report.folder
     write_text_atomically(folder / TABLE_FILE, report.table.to_csv(index=False))
-    write_text_atomically(folder / RECORDS_FILE, report.records.to_csv(index=False))
+    write_text_atomically(folder / RECORDS_FILE, report.records.map(_cell).to_csv(index=False))
     record = {
         **header,
         "model": model.describe(),
@@ -225,6 +225,10 @@ def _write(
         "versions": versions(),
     }
     write_text_atomically(folder / RESULTS_FILE, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, (dict, list)) else value
 
 
 def _without_nan(row: dict[Any, Any]) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from longrope.report.perplexity_figures import paired
 from longrope.report.retrieval_figures import heatmaps
 from longrope.report.runs import sections_of
 from longrope.report.search_progress_figures import gain_plot
+from longrope.report.search_result_figures import position_plot
 from longrope.report.search_run import block_tokens, open_search
+from longrope.report.search_section import search_section
 from longrope.report.suite_figures import metric_plots
 from longrope.report.write import write_report
 from longrope.rope.factors import RopeFactors
@@ -59,6 +61,17 @@ def test_methods_of_a_search_are_found_in_its_journal(search_run: Path) -> None:
         assert math.exp(blocks.sum() / (3 * block_tokens(512).sum())) == pytest.approx(held_out)
     assert block_tokens(512).tolist() == [255, 256]
     assert block_tokens(600).tolist() == [255, 256, 88]
+
+
+def test_a_needle_search_shows_no_perplexity_of_what_did_not_count(search_run: Path, tmp_path: Path) -> None:
+    run = open_search(search_run)
+    assert position_plot(run) is not None
+    data = {**run.provenance["data"], "objective": "needle"}
+    folder = shutil.copytree(search_run, tmp_path / "needle")
+    run.factors.replace(provenance={**run.provenance, "data": data}).save(folder / "factors.json")
+    needle = open_search(folder)
+    assert position_plot(needle) is None
+    assert any("Only the answer" in finding for finding in search_section(needle).findings)
 
 
 def test_the_gain_of_a_search_is_that_on_search_samples_and_on_held_out_documents(search_run: Path) -> None:
