@@ -250,8 +250,7 @@ class _JoinedDraw:
         if len(filled) < self._needed:
             raise DataError(
                 f"{self._needed} samples of {self._length} tokens are needed, but the {read} documents read fill only "
-                f"{len(filled)} ({self._total} tokens in all, joined); give more text, or choose a shorter "
-                "--target-length"
+                f"{len(filled)} ({self._total} tokens in all, joined); give more text, or choose a shorter length"
             )
         for places in filled:
             documents = [self._kept[place] for place in places]

@@ -31,7 +31,6 @@ class SuiteEvaluatorFactory:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # a worker is not the one who speaks
-        logging.set_verbosity_error()  # nor one to warn of texts that are longer than the model was made for
         # tqdm's own lock is a semaphore of the system, which a worker that is killed would leave behind.
         tqdm.set_lock(threading.RLock())
         return SuiteEvaluator(self.source.load_model(), self.source.load_tokenizer(), self.policies, self.suite)

@@ -59,15 +59,21 @@ def generate(
 
 @contextmanager
 def _plain(model: Any) -> Iterator[None]:
-    """Leave only the end-of-text tokens of a model's own generation settings, whose penalties would change answers."""
-    from transformers import GenerationConfig
+    """Leave only the end-of-text tokens of a model's own generation settings, whose penalties would change answers.
 
-    own = model.generation_config
+    And no warning of texts that are longer than the model was made for, which are what this is about.
+    """
+    from transformers import GenerationConfig
+    from transformers.utils import logging
+
+    own, verbosity = model.generation_config, logging.get_verbosity()
+    logging.set_verbosity_error()
     model.generation_config = GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id)
     try:
         yield
     finally:
         model.generation_config = own
+        logging.set_verbosity(verbosity)
 
 
 def check_chat_template(tokenizer: Any) -> None:

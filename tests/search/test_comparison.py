@@ -57,7 +57,7 @@ def lively_llama(make_tiny_llama: Callable[..., LlamaForCausalLM]) -> LlamaForCa
 def open_pool(lively_llama: LlamaForCausalLM) -> Callable[..., InProcessPool]:
     def open_(fails: Fails = lambda task: None) -> InProcessPool:
         samples = [*SEARCH, *held_out_samples(HELD_OUT, LENGTHS).values()]
-        evaluator = ModelEvaluator(lively_llama, PLAIN, {sample.digest: sample.tokens for sample in samples})
+        evaluator = ModelEvaluator(lively_llama, PLAIN, {sample.digest: sample for sample in samples})
         return InProcessPool(lambda: evaluator, fails)
 
     return open_
