@@ -9,6 +9,7 @@ import torch
 from model_cases import EXTENDED, LONG, ORIGINAL, SHORT, longrope_model, random_ids
 from tiny_models import rotary_dim
 from transformers import GenerationConfig, StaticCache
+from transformers.utils import logging
 
 from longrope.exceptions import RunFailedError, SettingsError
 from longrope.model.attach import attach, attached
@@ -307,6 +308,7 @@ def test_unknown_crossing_is_refused_and_nothing_is_changed(make_tiny_model):
 
 
 def test_no_warning_of_the_old_window_and_no_change_of_the_config(make_tiny_model, caplog):
+    logging.warning_once.cache_clear()  # what another test has seen is said again
     model = make_tiny_model()
     with attached(model, three_windows()):
         generate(model, random_ids(ORIGINAL - 4), new=12)
