@@ -56,9 +56,9 @@ def main() -> None:
             5, model.config.vocab_size - 5, (1, length), device=model.get_input_embeddings().weight.device
         )
         passes: dict[str, list[tuple[float, float]]] = {PLAIN: [], ATTACHED: []}
-        for _ in range(args.repeats + 1):
-            for way, found in passes.items():
-                found.append(_generate(model, ids, args.new_tokens, policy if way == ATTACHED else None))
+        for turn in range(args.repeats + 1):  # neither is always the one that goes first
+            for way in (PLAIN, ATTACHED) if turn % 2 else (ATTACHED, PLAIN):
+                passes[way].append(_generate(model, ids, args.new_tokens, policy if way == ATTACHED else None))
         read, written = (
             {way: median(each[index] for each in found[1:]) for way, found in passes.items()} for index in (0, 1)
         )
