@@ -6,6 +6,7 @@ reads, so that a misspelt option never silently keeps its default.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import yaml
 from longrope.data.documents import decode_text, in_one_line
 from longrope.exceptions import DataError, InvalidInputError
 
+_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+"""Numbers such as 2e-5, which YAML 1.1 takes for text because they have no point."""
+
 
 class Section(dict[str, Any]):
     """A mapping of a YAML file that knows where it stands.
@@ -23,15 +27,19 @@ class Section(dict[str, Any]):
         path: the file.
         line: the line that the mapping begins in.
         lines: the line of each key.
+        places: of keys that were set from elsewhere than the file, as errors name them.
     """
 
     def __init__(self, path: Path, line: int) -> None:
         super().__init__()
         self.path, self.line = path, line
         self.lines: dict[str, int] = {}
+        self.places: dict[str, str] = {}
 
     def where(self, key: str | None = None) -> str:
         """The place of ``key``, or of the mapping, as an error names it."""
+        if key is not None and key in self.places:
+            return self.places[key]
         return f"{str(self.path)!r} line {self.lines.get(key, self.line) if key is not None else self.line}"
 
     def refuse_unknown(self, known: Iterable[str], what: str) -> None:
@@ -57,6 +65,42 @@ def read_yaml(path: Path) -> Section:
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be read: {in_one_line(error)}") from error
 
+    try:
+        content = yaml.load(text, _loader(path))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or in_one_line(error)
+        raise DataError(f"{str(path)!r}{line} is not valid YAML: {problem}") from error
+    if content is None:
+        raise DataError(f"{str(path)!r} is empty")
+    if not isinstance(content, Section):
+        raise DataError(f"{str(path)!r} holds no mapping of keys to values")
+    return content
+
+
+def read_yaml_value(text: str, place: str) -> Any:
+    """The value that a piece of YAML holds, such as ``[4k, 8k]``.
+
+    Args:
+        place: where it was given, for messages.
+
+    Raises:
+        DataError: if it is not YAML.
+    """
+    try:
+        return yaml.load(text, _loader(Path(place)))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise DataError(f"{place}: the value is not valid YAML") from error
+
+
+def _loader(path: Path) -> type[Any]:
+    """The safe loader, whose mappings are sections of ``path``."""
+
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         def construct_section(self, node: yaml.MappingNode) -> Section:
             section = Section(path, node.start_mark.line + 1)
@@ -73,17 +117,5 @@ def read_yaml(path: Path) -> Section:
             return section
 
     Loader.add_constructor("tag:yaml.org,2002:map", Loader.construct_section)
-    try:
-        content = yaml.load(text, Loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if isinstance(error, InvalidInputError):
-            raise
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or in_one_line(error)
-        raise DataError(f"{str(path)!r}{line} is not valid YAML: {problem}") from error
-    if content is None:
-        raise DataError(f"{str(path)!r} is empty")
-    if not isinstance(content, Section):
-        raise DataError(f"{str(path)!r} holds no mapping of keys to values")
-    return content
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("+-.0123456789"))
+    return Loader

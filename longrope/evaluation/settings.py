@@ -10,6 +10,7 @@ from typing import Any
 from longrope.data.needles import DIGITS
 from longrope.evaluation.perplexity import PROTOCOLS, STRIDE
 from longrope.exceptions import SettingsError
+from longrope.schema import STRICT, Lengths, OptionalLength
 from longrope.workers.settings import ExecutionSettings
 
 
@@ -26,9 +27,11 @@ class EvaluationSettings:
         resume: go on with the run in ``output``.
     """
 
+    __pydantic_config__ = STRICT
+
     model: str
     output: str
-    lengths: tuple[int, ...]
+    lengths: Lengths
     factors: str | None = None
     methods: tuple[str, ...] = ()
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
@@ -55,6 +58,8 @@ class DocumentSettings:
         concatenate: join documents instead of asking for long ones.
     """
 
+    __pydantic_config__ = STRICT
+
     source: str
     field: str = "text"
     split: str = "train"
@@ -79,7 +84,7 @@ class PerplexitySettings(DocumentSettings):
         last: tokens at the end of each document that count under ``full``; 0 for all that the shortest length predicts.
     """
 
-    document_length: int | None = None
+    document_length: OptionalLength = None
     protocol: str = "full"
     stride: int = STRIDE
     last: int = 0
@@ -119,6 +124,8 @@ class NeedleSettings:
         trials: texts at each length and depth.
     """
 
+    __pydantic_config__ = STRICT
+
     haystack: str
     field: str = "text"
     split: str = "train"
@@ -149,6 +156,8 @@ class PasskeySettings:
         introduction: whether the text begins by announcing the pass key, as in the paper.
     """
 
+    __pydantic_config__ = STRICT
+
     trials: int = 10
     introduction: bool = True
 
@@ -172,10 +181,12 @@ class HarnessSettings:
         metadata: what tasks that make their own texts take beside the lengths and the tokenizer.
     """
 
+    __pydantic_config__ = STRICT
+
     tasks: tuple[str, ...]
     include_path: tuple[str, ...] = ()
-    max_length: int | None = None
-    lengths: tuple[int, ...] = ()
+    max_length: OptionalLength = None
+    lengths: Lengths = ()
     num_fewshot: int | None = None
     limit: int | None = None
     batch_size: int = 8

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from longrope.data.templates.chapter_summary import PROMPT
 from longrope.exceptions import SettingsError
+from longrope.schema import STRICT
 
 DOCUMENT = "{document}"
 """Where the document stands in the prompt of a summary."""
@@ -23,6 +24,8 @@ class TaskSettings:
         max_new_tokens: most tokens of an answer.
         chat_template: put the prompt into the tokenizer's chat template.
     """
+
+    __pydantic_config__ = STRICT
 
     source: str
     split: str = "train"

@@ -11,6 +11,7 @@ from pathlib import Path
 from longrope.exceptions import LongRopeError, SettingsError
 from longrope.finetune.failure import forget_failures, raise_failure, report_failure
 from longrope.finetune.world import World
+from longrope.schema import STRICT
 
 LAUNCHERS = ("auto", "none", "torchrun", "ray")
 DEVICES = ("auto", "cuda", "cpu")
@@ -29,6 +30,8 @@ class LaunchSettings:
         max_failures: times that Ray Train starts anew after workers died.
         device: ``cuda``, ``cpu``, or ``auto`` for what this machine has.
     """
+
+    __pydantic_config__ = STRICT
 
     launcher: str = "auto"
     gpus: int | None = None

@@ -9,6 +9,7 @@ from typing import Any
 
 from longrope.exceptions import SettingsError
 from longrope.lengths import format_length
+from longrope.schema import STRICT, Length, Lengths, TileLength
 
 SCHEDULES = ("linear", "cosine", "constant")
 METHODS = ("full", "lora", "qlora")
@@ -29,10 +30,12 @@ class MemorySettings:
         tile_loss: positions whose logits exist at a time; 0 for as many as make 128 MiB of logits.
     """
 
+    __pydantic_config__ = STRICT
+
     checkpoint_activations: bool = True
     offload_activations: bool = False
-    tile_mlp: int = 0
-    tile_loss: int = 0
+    tile_mlp: TileLength = 0
+    tile_loss: TileLength = 0
 
     def __post_init__(self) -> None:
         for name in ("tile_mlp", "tile_loss"):
@@ -52,6 +55,8 @@ class AdapterSettings:
         targets: names of the linear layers that get one.
         train_embeddings_and_norms: train these as well, in full; without them a longer window is learnt badly.
     """
+
+    __pydantic_config__ = STRICT
 
     rank: int = 8
     alpha: int = 16
@@ -73,10 +78,12 @@ class HeldOutSettings:
         samples: documents of each length.
     """
 
+    __pydantic_config__ = STRICT
+
     source: str | None = None
     field: str = "text"
     split: str = "train"
-    lengths: tuple[int, ...] = ()
+    lengths: Lengths = ()
     samples: int = 5
 
     def __post_init__(self) -> None:
@@ -109,11 +116,13 @@ class FinetuneSettings:
         save_limit: newest checkpoints that are kept.
     """
 
+    __pydantic_config__ = STRICT
+
     model: str
     factors: str
     data: str
     output: str
-    seq_length: int
+    seq_length: Length
     revision: str | None = None
     trust_remote_code: bool = False
     field: str = "text"
@@ -134,7 +143,7 @@ class FinetuneSettings:
     tf32: bool = True
     method: str = "full"
     attention: str = "full"
-    group: int = 0
+    group: TileLength = 0
     kernel: str = "auto"
     adapter: AdapterSettings = AdapterSettings()
     memory: MemorySettings = MemorySettings()

@@ -21,6 +21,7 @@ from longrope.rope.policy import FactorSchedule, FixedFactors, Window, load_fact
 from longrope.runs.model import LoadedModel, numeric_settings, open_model
 from longrope.runs.progress import Progress
 from longrope.runs.provenance import versions
+from longrope.schema import STRICT, Lengths
 from longrope.search.baselines import Baseline, both_attention_factors
 from longrope.search.candidate import Candidate
 from longrope.search.comparison import PairedDifference, paired_difference, table
@@ -59,9 +60,11 @@ class ReadjustSettings:
             transformers applies one to all windows.
     """
 
+    __pydantic_config__ = STRICT
+
     model: str
     output: str
-    windows: tuple[int, ...]
+    windows: Lengths
     data: DataSettings
     factors: str | None = None
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)

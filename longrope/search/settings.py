@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from longrope.exceptions import SettingsError
 from longrope.lengths import format_length
+from longrope.schema import STRICT, Length
 from longrope.search.genetic import HALVED_ABOVE, GeneticSettings
 from longrope.search.space import PAPER_N_HAT
 from longrope.workers.settings import ExecutionSettings
@@ -28,6 +29,8 @@ class DataSettings:
         objective: ``perplexity`` of all tokens, or ``needle``: of the answer to a question about the start of the text
             (needle-driven perplexity of LongRoPE2, arXiv 2502.20082).
     """
+
+    __pydantic_config__ = STRICT
 
     source: str
     field: str = "text"
@@ -67,6 +70,8 @@ class AlgorithmSettings:
             ``present`` for one that is scaled already, which may have been trained with it.
     """
 
+    __pydantic_config__ = STRICT
+
     algorithm: str = "paper"
     population: int | None = None
     mutations: int | None = None
@@ -105,9 +110,11 @@ class SearchSettings:
         resume: go on with the run in ``output``.
     """
 
+    __pydantic_config__ = STRICT
+
     model: str
     output: str
-    target_length: int
+    target_length: Length
     data: DataSettings
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
     algorithm: AlgorithmSettings = field(default_factory=AlgorithmSettings)

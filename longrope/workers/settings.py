@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from longrope.exceptions import SettingsError
+from longrope.schema import STRICT
 from longrope.workers.room import gpu_room, usable_cpus
 
 EXECUTORS = ("local", "ray")
@@ -22,6 +23,8 @@ class ExecutionSettings:
         executor: ``local`` or ``ray``.
         ray_address: an existing cluster, ``auto`` or ``ray://host:port``; RAY_ADDRESS when not given.
     """
+
+    __pydantic_config__ = STRICT
 
     workers: int | None = None
     threads_per_worker: int = 1
