@@ -107,6 +107,7 @@ class _Reader:
         self.seed = seed
         data = self._section("data")
         self._documents = _mapping(data, "documents")
+        self._evaluation = _mapping(data, "evaluation") or self._documents
         self._choice = read_as(DataChoice, data, "data")
         self._training = merged(data.path, data.line, data, only=("training",))
         self._execution, self._launch = self._section("execution"), self._section("launch")
@@ -217,7 +218,7 @@ class _Reader:
         self._share(ours, "execution", self._execution)
         place = "haystack" if "haystack" in known else "source"
         if name in ("perplexity", "needle", "needle-perplexity"):
-            defaults = merged(given.path, given.line, self._documents, only=(*known, "source"))
+            defaults = merged(given.path, given.line, self._evaluation, only=(*known, "source"))
             if "source" in defaults and place != "source":
                 defaults[place], defaults.places[place] = defaults.pop("source"), defaults.where("source")
             suites = merged(given.path, given.line, defaults, suites)
@@ -227,7 +228,7 @@ class _Reader:
             decided["lengths"] = (2,)  # found by the harness
         settings = read_as(EvaluationSettings, ours, "an evaluation", decided)
         suite = read_as(
-            kind, suites, f"suite {name}", lacking="give it here, or the documents to all by data.documents.source"
+            kind, suites, f"suite {name}", lacking="give it here, or those of all by data.evaluation.source"
         )
         return EvaluateStage(settings=settings, suite_name=name, suite=suite, model=model, **told)
 

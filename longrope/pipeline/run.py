@@ -75,8 +75,9 @@ def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None)
     lock = FolderLock(folder / _LOCK)
     lock.acquire()
     try:
-        state = _take_over(recipe, RunState.read(folder), inputs, folder, progress)
-        return _run(recipe, state, folder, progress)
+        before = RunState.read(folder)
+        state = _take_over(recipe, before, inputs, folder, progress)
+        return _run(recipe, state, folder, progress, changed=before is None or before.stages != state.stages)
     finally:
         lock.release()
 
@@ -139,20 +140,21 @@ def start(recipe: Recipe) -> Point:
     return Point(name, revision, recipe.model.trust_remote_code, name, revision)
 
 
-def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress) -> ExtendReport:
+def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress, changed: bool) -> ExtendReport:
     text = yaml.safe_dump(recipe.content, sort_keys=False)
     write_text_atomically(folder / RECIPE_FILE, text)
-    point, worked = start(recipe), False
+    state.save(folder)
+    point = start(recipe)
     for number, stage in enumerate(recipe.stages, 1):
         own, now = folder / stage.name, state.stages[stage.name]
         heading = f"[{number}/{len(recipe.stages)}] {stage.name}: {stage.describe()}"
         if now.state == DONE:
             progress.note(f"{heading}: done before, in {now.seconds:.0f} s")
         else:
-            progress.note(heading)
-            worked, state.finished = True, None
+            changed, state.finished = True, None
             now.begin()
             state.save(folder)
+            progress.note(heading)
             try:
                 now.results = perform(stage, point, own, text, progress)
             except BaseException as error:
@@ -164,16 +166,16 @@ def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress) -> E
             state.save(folder)
             progress.note(f"{stage.name}: done in {now.seconds:.0f} s")
         point = after(stage, point, own)
-    if worked or state.finished is None:
+    if changed or state.finished is None:
         state.finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         state.save(folder)
-    page = _write_report(folder, progress, worked)
+    page = _write_report(folder, progress, changed)
     return ExtendReport(folder, state, None if point.exported is None else Path(point.exported), page)
 
 
-def _write_report(folder: Path, progress: Progress, worked: bool) -> Path | None:
+def _write_report(folder: Path, progress: Progress, changed: bool) -> Path | None:
     page = folder / REPORT / "report.html"
-    if page.exists() and not worked:
+    if page.exists() and not changed:
         return page
     missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
     if missing:
