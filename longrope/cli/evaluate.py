@@ -36,7 +36,8 @@ _Factors = Annotated[
 _Methods = Annotated[
     str,
     typer.Option(
-        help="none, pi, ntk, dynamic-ntk, yarn, longrope; comma-separated (longrope where factors are given, or none)."
+        help="none, pi, ntk, dynamic-ntk, yarn, longrope, long (the longest window at every length), hf (what plain "
+        "transformers reads in the config); comma-separated (longrope where factors are given, or none)."
     ),
 ]
 _Protocol = Annotated[

@@ -9,12 +9,14 @@ from longrope.exceptions import SettingsError
 from longrope.lengths import format_length
 from longrope.model.published import PUBLISHED, published_policies
 from longrope.model.rope_config import ModelRope, read_rope
-from longrope.rope.policy import FactorSchedule, RopePolicy, load_factors
+from longrope.rope.policy import FactorSchedule, FixedFactors, RopePolicy, load_factors
 
 LONGROPE = "longrope"
 HF = "hf"
 """What plain transformers computes from the config alone, without longrope.json, n_hat and further windows."""
-METHODS = (*PUBLISHED, LONGROPE, HF)
+LONG = "long"
+"""The factors of the longest window at every length: what readjustment and windows in between are compared with."""
+METHODS = (*PUBLISHED, LONGROPE, LONG, HF)
 
 
 def open_methods(
@@ -41,8 +43,9 @@ def open_methods(
     for name in names:
         if name not in METHODS:
             raise SettingsError(f"method {name!r} is not known; use {', '.join(METHODS)}")
-    if LONGROPE in names and factors is None:
-        raise SettingsError("method longrope needs factors; add --factors, or leave the method away")
+    for name in (LONGROPE, LONG):
+        if name in names and factors is None:
+            raise SettingsError(f"method {name} needs factors; add --factors, or leave the method away")
     target, found = max(lengths), dict[str, RopePolicy]()
     if factors is not None:
         given = load_factors(factors)
@@ -54,7 +57,7 @@ def open_methods(
                 f"length {format_length(target)} is over the {format_length(longest)} that {factors} is meant for; "
                 "leave it away, or search factors for a longer target"
             )
-        found[LONGROPE], target = schedule, longest
+        found[LONGROPE], found[LONG], target = schedule, FixedFactors(schedule.windows[-1].factors), longest
     if HF in names:
         assert config is not None
         found[HF] = read_rope(config).policy

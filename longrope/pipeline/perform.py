@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longrope.evaluation.methods import HF, LONGROPE
+from longrope.evaluation.methods import HF, LONG, LONGROPE
 from longrope.evaluation.suites import evaluate
 from longrope.export.huggingface import export_folder
 from longrope.files import write_text_atomically
@@ -234,7 +234,7 @@ def _evaluate(stage: EvaluateStage, point: Point, folder: Path, progress: Progre
         stage.settings,
         model=model,
         revision=revision,
-        factors=factors if LONGROPE in methods or not methods else None,
+        factors=factors if not methods or {LONGROPE, LONG} & set(methods) else None,
         methods=methods,
         execution=_execution(stage, point),
         output=str(folder),
