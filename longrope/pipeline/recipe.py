@@ -43,7 +43,7 @@ RECIPE_KEYS = ("model", "seed", "data", "execution", "launch", "stages")
 _DECIDED = {"model": "", "output": "", "resume": False, "revision": None}
 """Settings of commands that a recipe fills in when the stage's turn comes."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_RESERVED = ("report", "replaced")
+_RESERVED = ("factors", "lock", "replaced", "report", "texts")
 
 
 def ready_recipes() -> dict[str, Path]:

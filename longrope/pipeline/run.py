@@ -30,6 +30,8 @@ from longrope.runs.progress import Progress
 
 REPLACED = "replaced"
 REPORT = "report"
+TEXTS = "texts"
+"""What may lie in the folder of a run before it begins: text that was written for it."""
 _LOCK = "lock"
 
 
@@ -69,7 +71,7 @@ def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None)
     if folder.exists() and not folder.is_dir():
         raise RunExistsError(f"output {folder} is a file; give a folder")
     state = RunState.read(folder)
-    if state is None and folder.exists() and any(each.name != _LOCK for each in folder.iterdir()):
+    if state is None and folder.exists() and any(each.name not in (_LOCK, TEXTS) for each in folder.iterdir()):
         raise RunExistsError(f"output folder {folder} is not empty and holds no run of a recipe; choose another")
     inputs = stage_inputs(recipe)
     lock = FolderLock(folder / _LOCK)
