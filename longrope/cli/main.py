@@ -21,6 +21,7 @@ from longrope.cli.export import export
 from longrope.cli.finetune import finetune
 from longrope.cli.import_factors import import_factors
 from longrope.cli.merge import merge
+from longrope.cli.plan import plan
 from longrope.cli.readjust import readjust
 from longrope.cli.report import report
 from longrope.cli.search import search
@@ -66,7 +67,7 @@ def _options(
     """Extend the context window of RoPE language models the LongRoPE way."""
 
 
-for command in (search, finetune, readjust, compare, show, apply, check, merge, report, demo):
+for command in (search, finetune, readjust, compare, show, apply, check, merge, report, plan, demo):
     app.command()(command)
 app.command("import")(import_factors)
 app.add_typer(evaluate, name="evaluate")
