@@ -22,6 +22,7 @@ from longrope.cli.extend import extend
 from longrope.cli.finetune import finetune
 from longrope.cli.import_factors import import_factors
 from longrope.cli.merge import merge
+from longrope.cli.plan import plan
 from longrope.cli.readjust import readjust
 from longrope.cli.report import report
 from longrope.cli.search import search
@@ -68,7 +69,7 @@ def _options(
     """Extend the context window of RoPE language models the LongRoPE way."""
 
 
-for command in (extend, status, search, finetune, readjust, compare, show, apply, check, merge, report, demo):
+for command in (extend, plan, status, search, finetune, readjust, compare, show, apply, check, merge, report, demo):
     app.command()(command)
 app.command("import")(import_factors)
 app.add_typer(evaluate, name="evaluate")
