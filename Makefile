@@ -15,7 +15,7 @@ help: ## show this list
 	@echo "Variables: PYTHON=$(PYTHON) (makes the venv)  PYTEST_ARGS=\"$(PYTEST_ARGS)\""
 
 demo: $(VENV)/.ready-demo ## extend the embedded model's window and show what it gained
-	@$(BIN)/longrope demo --resume
+	@$(BIN)/longrope demo
 
 # One thread a process: pytest-xdist fills the cores.
 test: $(VENV)/.ready-test ## run the tests; PYTEST_ARGS="tests/rope -k yarn" runs a part

@@ -1,7 +1,10 @@
 """How far several processes are from one: ten steps of the embedded model, by every launcher and stage of ZeRO.
 
-longrope demo --output longrope-demo
-python benchmarks/finetune_processes.py --demo longrope-demo --output finetune-processes
+longrope demo --texts texts
+longrope search demo --target-length 2k --data texts/held-out.jsonl --held-out 20 \
+    --max-evaluations 128 --output factors-2k
+python benchmarks/finetune_processes.py --factors factors-2k/factors.json --data texts/training.jsonl \
+    --output finetune-processes
 """
 
 from __future__ import annotations
@@ -40,15 +43,16 @@ finetune(FinetuneSettings.from_json(sys.stdin.read()), launching, resume=True)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, required=True, help="output of longrope demo")
+    parser.add_argument("--factors", required=True, help="of 8 times the window")
+    parser.add_argument("--data", required=True, help="text to train on")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--launchers", nargs="+", default=["torchrun", "ray"])
     parser.add_argument("--seq-length", type=int, default=512)
     args = parser.parse_args()
     base = FinetuneSettings(
         model=str(model_folder()),
-        factors=str(args.demo / "factors.json"),
-        data=str(args.demo / "train.jsonl"),
+        factors=args.factors,
+        data=args.data,
         output="",
         seq_length=args.seq_length,
         steps=10,

@@ -5,8 +5,10 @@ modules that neither training nor the search nor the choice of settings has seen
 long enough, as one text of the length trained for, and the same tokens in windows of 256, each under the factors that
 the model has for its length.
 
-    longrope demo --output longrope-demo
-    python benchmarks/finetune_quality.py --factors longrope-demo/factors.json --output finetune-quality
+    longrope demo --texts texts
+    longrope search demo --target-length 2k --data texts/held-out.jsonl --held-out 20 \
+        --max-evaluations 128 --output factors-2k
+    python benchmarks/finetune_quality.py --factors factors-2k/factors.json --output finetune-quality
     python benchmarks/finetune_quality.py --length 8192 --steps 25 --seeds 0 --output finetune-quality-8k \
         --ways full "full, shifted sparse attention"
 """

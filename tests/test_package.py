@@ -21,16 +21,45 @@ def run_python(code: str) -> str:
 
 def test_public_names_are_pinned():
     assert longrope.__all__ == [
+        "AdapterSettings",
+        "AlgorithmSettings",
+        "DataSettings",
+        "EvaluationSettings",
+        "ExecutionSettings",
         "FactorSchedule",
+        "FinetuneSettings",
         "FixedFactors",
+        "HarnessSettings",
+        "HeldOutSettings",
+        "LaunchSettings",
+        "MemorySettings",
+        "MultiDocumentQASettings",
+        "NeedlePerplexitySettings",
+        "NeedleSettings",
+        "PasskeySettings",
+        "PerplexitySettings",
+        "Progress",
+        "ReadjustSettings",
+        "Recipe",
         "RopeFactors",
         "RopePolicy",
+        "SearchSettings",
+        "SummarisationSettings",
         "Window",
         "__version__",
         "attach",
         "attached",
+        "evaluate",
+        "export_folder",
+        "extend",
+        "finetune",
         "load",
         "load_factors",
+        "merge",
+        "read_recipe",
+        "readjust",
+        "search",
+        "write_report",
     ]
 
 
@@ -51,6 +80,8 @@ def test_star_import_gives_every_public_name():
 @pytest.mark.parametrize("name", sorted(set(longrope.__all__) - {"__version__"}))
 def test_public_name_comes_from_the_module_that_defines_it(name):
     value = getattr(longrope, name)
+    if name in longrope._PACKAGES:
+        value = getattr(import_module(longrope._MODULES[name]), name)
     assert value.__name__ == name
     assert getattr(import_module(value.__module__), name) is value
     assert value.__module__ == longrope._MODULES[name]
@@ -62,6 +93,24 @@ def test_type_checkers_see_what_runs():
     seen = {alias.name: node.module for node in block.body for alias in node.names}
     assert seen == longrope._MODULES
     assert set(longrope.__all__) == {*seen, "__version__"}
+
+
+@pytest.mark.parametrize("first", ["", "import longrope.search.space, longrope.finetune.settings; "])
+@pytest.mark.parametrize("verb", ["search", "finetune"])
+def test_a_verb_is_called_whether_or_not_modules_of_its_package_were_imported_before(first, verb):
+    settings = {"search": "SearchSettings", "finetune": "FinetuneSettings"}[verb]
+    told = run_python(
+        f"""
+{first}import longrope
+try:
+    longrope.{verb}()
+except TypeError as error:
+    print(error)
+import longrope.{verb}.settings as module
+print(module.{settings}.__name__)
+"""
+    )
+    assert told == f"{verb}() missing 1 required positional argument: 'settings'\n{settings}"
 
 
 def test_dir_lists_public_names_before_they_are_loaded():

@@ -1,51 +1,53 @@
-"""``longrope demo``: the main job on the embedded model."""
+"""``longrope demo``: the whole path on the embedded model."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from longrope.cli import options as o
-
-DEMO_TARGET = 2048
-DEMO_HELD_OUT = 20
-
 
 def demo(
-    output: Annotated[str, typer.Option("--output", "-o", help="Folder that receives the results.")] = "longrope-demo",
-    max_evaluations: Annotated[int, typer.Option(help="Candidates to score.")] = 128,
-    seed: Annotated[int, typer.Option(help="Decides the samples and every random choice.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Evaluators (one a core).")] = None,
-    executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
-    resume: o.Resume = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Settings in place of the recipe's: seed=1, search-8k.algorithm.iterations=8.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder that receives the results.", metavar="DIR")
+    ] = Path("longrope-demo"),
+    full: Annotated[
+        bool, typer.Option("--full", help="Go to 131072 tokens, 512 times the window; wants a GPU.")
+    ] = False,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="Only write the texts, for other commands to go on with.", metavar="DIR"),
+    ] = None,
 ) -> None:
-    """Search 256 -> 2048 on the embedded model, with held-out modules of Python's standard library as text."""
-    from pathlib import Path
+    """Extend the embedded model 256 -> 8192: search, fine-tune, search, fine-tune, search, readjust, evaluate, export.
 
-    from longrope.cli.outcome import print_search, write_search_plots
+    The text is Python's standard library. The same command goes on where it was interrupted.
+    """
+    from longrope.cli.outcome import console, print_extend
     from longrope.cli.progress import ConsoleProgress
-    from longrope.demo.corpus import python_version, write_held_out, write_training
-    from longrope.search.run import refuse_other_run
-    from longrope.search.search import search
-    from longrope.search.settings import AlgorithmSettings, DataSettings, SearchSettings
-    from longrope.workers.settings import ExecutionSettings
+    from longrope.demo.corpus import python_version, write_texts
+    from longrope.demo.recipe import demo_recipe
+    from longrope.exceptions import SettingsError
+    from longrope.pipeline.run import extend
 
-    refuse_other_run(Path(output), resume)
+    if texts is not None:
+        console().print(f"texts: {write_texts(texts).training.parent}", markup=False, soft_wrap=True)
+        return
+    if full:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise SettingsError("demo --full scores texts of 131072 tokens, which take days on a CPU; run it on a GPU")
     with ConsoleProgress() as progress:
-        text = write_held_out(Path(output) / "held-out.jsonl")
-        write_training(Path(output) / "train.jsonl")  # for `longrope finetune` to go on with
-        progress.note(f"text: {text}, the held-out standard-library modules of Python {python_version()}")
-        settings = SearchSettings(
-            model=o.model_name("demo"),
-            output=output,
-            target_length=DEMO_TARGET,
-            data=DataSettings(source=str(text), held_out=DEMO_HELD_OUT),
-            execution=ExecutionSettings(workers=workers, executor=executor),
-            algorithm=AlgorithmSettings(max_evaluations=max_evaluations),
-            seed=seed,
-            resume=resume,
-        )
-        report = search(settings, progress)
-    plots = write_search_plots(report)
-    print_search(report, plots)
+        recipe = demo_recipe(output, changes or (), full)
+        progress.note(f"text: the standard library of Python {python_version()}, in {output}")
+        report = extend(recipe, output, progress)
+    print_extend(report)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,9 +13,7 @@ from longrope.exceptions import SettingsError
 
 if TYPE_CHECKING:
     from longrope.evaluation.settings import EvaluationSettings
-    from longrope.evaluation.suite import Suite
-    from longrope.runs.model import LoadedModel
-    from longrope.runs.progress import Progress
+    from longrope.evaluation.suites import SuiteSettings
 
 
 class _Suites(TyperGroup):
@@ -40,7 +36,8 @@ _Factors = Annotated[
 _Methods = Annotated[
     str,
     typer.Option(
-        help="none, pi, ntk, dynamic-ntk, yarn, longrope; comma-separated (longrope where factors are given, or none)."
+        help="none, pi, ntk, dynamic-ntk, yarn, longrope, long (the longest window at every length), hf (what plain "
+        "transformers reads in the config); comma-separated (longrope where factors are given, or none)."
     ),
 ]
 _Protocol = Annotated[
@@ -169,12 +166,11 @@ def passkey(
     **options: Any,
 ) -> None:
     """Five digits hidden in a text that says nothing, and asked for at its end."""
-    from longrope.evaluation.open_passkey import open_passkey
     from longrope.evaluation.settings import PasskeySettings
 
     settings = _settings(options)
     suite = PasskeySettings(trials=trials, introduction=introduction)
-    _run(settings, partial(open_passkey, suite, settings.lengths, settings.seed))
+    _run(settings, suite)
 
 
 @evaluate.command()
@@ -199,7 +195,6 @@ def needle(
     **options: Any,
 ) -> None:
     """A number hidden at every depth of real text, and asked for at its end (needle in a haystack)."""
-    from longrope.evaluation.open_needle import open_needle
     from longrope.evaluation.settings import NeedleSettings
 
     settings = _settings(options)
@@ -213,7 +208,7 @@ def needle(
         digits=digits,
         trials=trials,
     )
-    _run(settings, partial(open_needle, suite, settings.lengths, settings.seed))
+    _run(settings, suite)
 
 
 @evaluate.command()
@@ -236,7 +231,6 @@ def multi_document_qa(
     **options: Any,
 ) -> None:
     """Questions whose answer stands in one of many documents: exact match by number of documents and position."""
-    from longrope.evaluation.open_multi_document_qa import open_multi_document_qa
     from longrope.evaluation.task_settings import MultiDocumentQASettings, parse_documents, parse_positions
 
     settings = _settings_up_to(lengths, options)
@@ -251,7 +245,7 @@ def multi_document_qa(
         document=document_field,
         distractors=distractors_field,
     )
-    _run(settings, partial(open_multi_document_qa, suite, settings.lengths[0], settings.seed))
+    _run(settings, suite)
 
 
 @evaluate.command()
@@ -270,7 +264,6 @@ def summarisation(
 ) -> None:
     """Summaries of documents, compared with written ones by ROUGE-1, ROUGE-2 and ROUGE-L."""
     from longrope.data.templates.chapter_summary import PROMPT
-    from longrope.evaluation.open_summarisation import open_summarisation
     from longrope.evaluation.task_settings import SummarisationSettings
 
     settings = _settings_up_to(lengths, options)
@@ -282,7 +275,7 @@ def summarisation(
         prompt=prompt or PROMPT,
         stemmer=stemmer,
     )
-    _run(settings, partial(open_summarisation, suite, settings.lengths[0], settings.seed))
+    _run(settings, suite)
 
 
 @evaluate.command()
@@ -317,10 +310,8 @@ def harness(
     Tasks are downloaded from the Hugging Face hub when they are first used; ruler fetches the texts it hides needles
     in from the web, too.
     """
-    from longrope.evaluation.open_harness import check_installed, harness_lengths, open_harness
     from longrope.evaluation.settings import HarnessSettings
     from longrope.lengths import parse_length, parse_lengths
-    from longrope.runs.model import open_model
 
     suite = HarnessSettings(
         tasks=o.names(tasks),
@@ -333,11 +324,8 @@ def harness(
         chat_template=chat_template,
         metadata=o.json_object(metadata, "--metadata"),
     )
-    check_installed()
-    model = open_model(o.model_name(options["model"]), o.execution_settings(options), options["model_revision"])
-    windows = harness_lengths(suite, options["factors"], model)
-    settings = _settings({**options, "lengths": ",".join(map(str, windows))})
-    _run(settings, partial(open_harness, suite, settings))
+    # The lengths are those of the windows that inputs can fall into, which are found with the model.
+    _run(_settings({**options, "lengths": "2"}), suite)
 
 
 @evaluate.command()
@@ -345,12 +333,11 @@ def harness(
 @sharing(_documents)
 def needle_perplexity(digits: _Digits = 7, **options: Any) -> None:
     """Perplexity of the answer to a question about the start of a long text (LongRoPE2)."""
-    from longrope.evaluation.open_needle_perplexity import open_needle_perplexity
     from longrope.evaluation.settings import NeedlePerplexitySettings
 
     settings = _settings(options)
     suite = NeedlePerplexitySettings(digits=digits, **_chosen_documents(options))
-    _run(settings, partial(open_needle_perplexity, suite, settings.lengths, settings.seed))
+    _run(settings, suite)
 
 
 @sharing(_shared)
@@ -362,7 +349,6 @@ def compare(methods: _Methods = "none,pi,ntk,dynamic-ntk,yarn,longrope", **optio
 
 
 def _run_perplexity(options: dict[str, Any]) -> None:
-    from longrope.evaluation.open_perplexity import open_perplexity
     from longrope.evaluation.settings import PerplexitySettings
     from longrope.lengths import parse_length
 
@@ -372,7 +358,7 @@ def _run_perplexity(options: dict[str, Any]) -> None:
         **{name: options[name] for name in ("protocol", "stride", "last")},
         **_chosen_documents(options),
     )
-    _run(settings, partial(open_perplexity, suite, settings.lengths, settings.seed))
+    _run(settings, suite)
 
 
 def _chosen_documents(options: dict[str, Any]) -> dict[str, Any]:
@@ -412,11 +398,11 @@ def _task(options: dict[str, Any]) -> dict[str, Any]:
     return {"source": options["data"], **{name: options[name] for name in names}}
 
 
-def _run(settings: EvaluationSettings, open_suite: Callable[[LoadedModel, Progress], Suite]) -> None:
+def _run(settings: EvaluationSettings, suite: SuiteSettings) -> None:
     from longrope.cli.outcome import print_evaluation
     from longrope.cli.progress import ConsoleProgress
-    from longrope.evaluation.run import evaluate as run_evaluation
+    from longrope.evaluation.suites import evaluate as run_evaluation
 
     with ConsoleProgress() as progress:
-        report = run_evaluation(settings, open_suite, progress, given_command())
+        report = run_evaluation(settings, suite, progress, given_command())
     print_evaluation(report)

@@ -18,13 +18,16 @@ from longrope.cli.check import check
 from longrope.cli.demo import demo
 from longrope.cli.evaluate import compare, evaluate
 from longrope.cli.export import export
+from longrope.cli.extend import extend
 from longrope.cli.finetune import finetune
 from longrope.cli.import_factors import import_factors
 from longrope.cli.merge import merge
+from longrope.cli.plan import plan
 from longrope.cli.readjust import readjust
 from longrope.cli.report import report
 from longrope.cli.search import search
 from longrope.cli.show import show
+from longrope.cli.status import status
 from longrope.exceptions import InvalidInputError, LongRopeError
 
 
@@ -35,7 +38,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            print("interrupted; a search, fine-tuning or readjustment goes on with --resume", file=sys.stderr)
+            print("interrupted; extend goes on when it is given again, other commands with --resume", file=sys.stderr)
             sys.exit(130)
 
 
@@ -66,7 +69,7 @@ def _options(
     """Extend the context window of RoPE language models the LongRoPE way."""
 
 
-for command in (search, finetune, readjust, compare, show, apply, check, merge, report, demo):
+for command in (extend, plan, status, search, finetune, readjust, compare, show, apply, check, merge, report, demo):
     app.command()(command)
 app.command("import")(import_factors)
 app.add_typer(evaluate, name="evaluate")

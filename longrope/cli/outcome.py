@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from longrope.evaluation.run import EvaluationReport
     from longrope.finetune.run import FinetuneReport
+    from longrope.pipeline.run import ExtendReport
+    from longrope.pipeline.state import RunState
     from longrope.rope.factors import RopeFactors
     from longrope.search.comparison import PairedDifference
     from longrope.search.readjust import ReadjustReport
@@ -32,11 +34,13 @@ def console() -> Console:
 
 def print_table(frame: pd.DataFrame, title: str, emphasised: str = "longrope") -> None:
     """A table of methods, the searched factors in bold."""
+    from pandas.api.types import is_numeric_dtype
+
     drawn = Table(title=title, title_justify="left")
     for name in frame.columns:
-        drawn.add_column(str(name), justify="left" if name == "method" else "right")
+        drawn.add_column(str(name), justify="right" if is_numeric_dtype(frame[name]) else "left")
     for row in frame.itertuples(index=False):
-        style = "bold" if str(row[0]).startswith(emphasised) else None
+        style = "bold" if any(str(value).startswith(emphasised) for value in row[:3]) else None
         drawn.add_row(*(_cell(value) for value in row), style=style)
     console().print(drawn)
 
@@ -97,6 +101,35 @@ def print_evaluation(report: EvaluationReport) -> None:
     for label, reason in report.failures.items():
         out.print(f"failed: {label}: {reason}", soft_wrap=True)
     out.print(f"table, records and settings in {report.folder}", soft_wrap=True)
+
+
+def print_status(state: RunState) -> None:
+    """The stages of a run, with their state, time and results."""
+    from longrope.pipeline.summary import result_of
+    from longrope.search.solve import describe_duration
+
+    drawn = Table("stage", "what", "state", "time", "result", title=f"Run of {state.recipe}", title_justify="left")
+    for name, stage in state.stages.items():
+        time = describe_duration(stage.seconds) if stage.seconds else ""
+        drawn.add_row(name, stage.told, stage.state, time, result_of(stage))
+    console().print(drawn, markup=False)
+    total = describe_duration(sum(stage.seconds for stage in state.stages.values()))
+    console().print(f"together {total}" + (f", finished {state.finished}" if state.finished else ""))
+
+
+def print_extend(report: ExtendReport) -> None:
+    """The stages, perplexity by method and length, and where the result is."""
+    from longrope.pipeline.summary import perplexity_table
+
+    print_status(report.state)
+    frame = perplexity_table(report.state)
+    if len(frame):
+        print_table(frame, "Perplexity", emphasised="extended")
+    out = console()
+    if report.exported is not None:
+        out.print(f"model: {report.exported}", soft_wrap=True, markup=False)
+    if report.page is not None:
+        out.print(f"report: {report.page}", soft_wrap=True, markup=False)
 
 
 def print_factors(factors: RopeFactors, max_length: int) -> None:

@@ -20,6 +20,8 @@ from pathlib import Path, PurePosixPath
 from longrope.files import write_text_atomically
 
 HELD_OUT_PERCENT = 25
+EVALUATION_PERCENT = 12
+"""Of the held-out modules: the longest ones."""
 
 # Tests, installed packages, and modules that are generated tables rather than written text.
 EXCLUDED_FOLDERS = frozenset(
@@ -80,17 +82,44 @@ def python_version() -> str:
     return platform.python_version()
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Files of modules, one ``{"name", "text"}`` a line.
+
+    Attributes:
+        training: modules that the embedded model was trained on.
+        held_out: all others, which are
+        search: those to choose factors by, and
+        evaluation: those to judge by: the longest ones.
+    """
+
+    training: Path
+    held_out: Path
+    search: Path
+    evaluation: Path
+
+
+def write_texts(folder: Path) -> Texts:
+    """Write the modules of this Python's standard library into ``folder``."""
+    modules = list(standard_library())
+    held_out = [module for module in modules if module.held_out]
+    by_length = sorted(held_out, key=lambda module: (len(module.text), module.path))
+    judged = {module.path for module in by_length[-(len(held_out) * EVALUATION_PERCENT // 100) :]}
+    parts = {
+        "training": [module for module in modules if not module.held_out],
+        "held_out": held_out,
+        "search": [module for module in held_out if module.path not in judged],
+        "evaluation": [module for module in held_out if module.path in judged],
+    }
+    files = {name: folder / f"{name.replace('_', '-')}.jsonl" for name in parts}
+    for name, chosen in parts.items():
+        lines = (json.dumps({"name": each.path, "text": each.text}) + "\n" for each in chosen)
+        write_text_atomically(files[name], "".join(lines))
+    return Texts(**files)
+
+
 def write_held_out(path: Path) -> Path:
-    """Write the held-out modules to a JSONL file, one ``{"name", "text"}`` a line; returns ``path``."""
-    return _write(path, held_out=True)
-
-
-def write_training(path: Path) -> Path:
-    """Write the modules that the embedded model was trained on, in the same form."""
-    return _write(path, held_out=False)
-
-
-def _write(path: Path, held_out: bool) -> Path:
-    modules = (module for module in standard_library() if module.held_out == held_out)
+    """Write the held-out modules to one JSONL file; returns ``path``."""
+    modules = (module for module in standard_library() if module.held_out)
     write_text_atomically(path, "".join(json.dumps({"name": each.path, "text": each.text}) + "\n" for each in modules))
     return path

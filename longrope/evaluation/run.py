@@ -76,7 +76,7 @@ def evaluate(
     journal_file = folder / JOURNAL_FILE
     _refuse_other(folder, journal_file, settings.resume)
     model = open_model(settings.model, settings.execution, settings.revision)
-    policies = open_methods(model.rope, settings.lengths, settings.factors, settings.methods)
+    policies = open_methods(model.rope, settings.lengths, settings.factors, settings.methods, model.config)
     span = attention_span(model.config)
     if span is not None and max(settings.lengths) > span:
         progress.note(f"the model attends to the last {span} tokens only; longer lengths are marked as truncated")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -108,6 +108,15 @@ def evaluate(
         model = open_model(settings.model, settings.execution, settings.revision)
         settings = replace(settings, lengths=harness_lengths(suite, settings.factors, model))
         return run(settings, partial(open_harness, suite, settings), progress, command)
+    return run(settings, suite_opener(settings, suite), progress, command)
+
+
+def suite_opener(settings: EvaluationSettings, suite: SuiteSettings) -> Callable[[LoadedModel, Progress], Suite]:
+    """What makes the suite for a model; not of the harness, which first has to know the model.
+
+    Raises:
+        SettingsError: if several lengths are given where the data decide them.
+    """
     kind = next(each for each in _KINDS.values() if each.settings is type(suite))
     check_lengths(suite, settings.lengths)
     lengths: Any = settings.lengths[0] if kind.up_to else settings.lengths
@@ -115,4 +124,4 @@ def evaluate(
     def open_suite(model: LoadedModel, progress: Progress) -> Suite:
         return kind.open(suite, lengths, settings.seed, model, progress)
 
-    return run(settings, open_suite, progress, command)
+    return open_suite

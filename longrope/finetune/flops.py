@@ -43,13 +43,28 @@ class TrainingFlops:
 
 def forward_attention(shape: ModelShape, settings: FinetuneSettings) -> float:
     """Operations of scores and their products with values in one segment's forward pass, all layers."""
-    per_key = 2.0 * shape.heads * (shape.key_dim + shape.value_dim)
     length = settings.seq_length
     if settings.attention == "shifted-sparse":
         group = settings.group or max(length // 4, 2)
         whole, rest = divmod(length, group)
-        return shape.layers * per_key * (whole * _pairs(group) + _pairs(rest))
-    return sum(per_key * _pairs(length, window) for window in shape.windows)
+        return shape.layers * _per_key(shape) * (whole * _pairs(group) + _pairs(rest))
+    return full_attention(shape, length)
+
+
+def full_attention(shape: ModelShape, length: int) -> float:
+    """Operations of attention in the forward pass of ``length`` tokens, all layers, each within its window."""
+    return sum(_per_key(shape) * _pairs(length, window) for window in shape.windows)
+
+
+def forward_flops(shape: ModelShape, length: int, predicted: int) -> float:
+    """Operations of a forward pass of ``length`` tokens that makes logits at ``predicted`` positions."""
+    linear = 2.0 * shape.layers * (shape.attention + shape.mlp) * length
+    return linear + 2.0 * shape.head * predicted + full_attention(shape, length)
+
+
+def _per_key(shape: ModelShape) -> float:
+    """Operations of one query with one key and its value, all heads of a layer."""
+    return 2.0 * shape.heads * (shape.key_dim + shape.value_dim)
 
 
 def _pairs(length: int, window: int | None = None) -> float:

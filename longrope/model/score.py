@@ -123,7 +123,7 @@ def score_continuations(
         )  # (N, D)
         targets = torch.cat([torch.tensor(tokens, dtype=torch.long) for _, tokens in continuations])  # (N,)
         nll, greedy = [], []
-        step = _slice_length(1, model.config.vocab_size)
+        step = slice_length(1, model.config.vocab_size)
         for start in range(0, len(targets), step):
             logits = architecture.logits(model, wanted[None, start : start + step])[0].float()  # (n, V)
             expected = targets[start : start + step].to(logits.device)
@@ -154,7 +154,7 @@ def _score_slices(
     with torch.inference_mode(), attaching as attachment:
         attachment.pin_rows(factors, length)
         hidden = decoder(input_ids=batch, use_cache=False).last_hidden_state  # (C, T, D)
-        step = _slice_length(count, model.config.vocab_size)
+        step = slice_length(count, model.config.vocab_size)
         for start in range(first - 1, length - 1, step):
             stop = min(start + step, length - 1)
             logits = architecture.logits(model, hidden[:, start:stop]).float()  # (C, n, V)
@@ -178,7 +178,7 @@ def _unpinned_after(attachment: Attachment) -> Iterator[Attachment]:
         attachment.unpin()
 
 
-def _slice_length(rows: int, vocabulary: int) -> int:
-    """Positions per slice of logits: a whole number of blocks where that fits, at least 16."""
+def slice_length(rows: int, vocabulary: int) -> int:
+    """Positions per slice of logits of so many rows: a whole number of blocks where that fits, at least 16."""
     fits = _LOGITS // (rows * vocabulary)
     return min(max(fits // BLOCK * BLOCK or fits, 16), 4096)

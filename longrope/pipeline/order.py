@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from longrope.evaluation.methods import LONGROPE, METHODS
+from longrope.evaluation.methods import LONG, LONGROPE, METHODS
 from longrope.evaluation.settings import HarnessSettings
 from longrope.exceptions import DataError
 from longrope.lengths import format_length
@@ -99,8 +99,9 @@ def _check_evaluation(stage: EvaluateStage, reach: int, exported: bool, refuse: 
             raise refuse(f"has the method {method!r}, which is not known; use {', '.join(METHODS)}")
     if stage.model == EXPORTED and not exported:
         raise refuse("measures the exported folder, and no export stands before it")
-    if stage.model == ORIGINAL and LONGROPE in settings.methods:
-        raise refuse(f"measures the original model, which has no factors; leave method {LONGROPE} away")
+    for method in (LONGROPE, LONG):
+        if stage.model == ORIGINAL and method in settings.methods:
+            raise refuse(f"measures the original model, which has no factors; leave method {method} away")
     longest = max(settings.lengths)
     if isinstance(stage.suite, HarnessSettings):  # which finds lengths itself
         longest = max(stage.suite.max_length or 0, *stage.suite.lengths, 0)

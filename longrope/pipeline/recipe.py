@@ -9,7 +9,7 @@ from typing import Any
 
 from longrope.data.mixture import ready_mixtures
 from longrope.data.yaml_file import Section, read_yaml
-from longrope.evaluation.settings import EvaluationSettings, HarnessSettings
+from longrope.evaluation.settings import EvaluationSettings, HarnessSettings, PerplexitySettings
 from longrope.evaluation.suites import SUITES, check_lengths
 from longrope.exceptions import SettingsError
 from longrope.finetune.launch import LaunchSettings
@@ -43,7 +43,7 @@ RECIPE_KEYS = ("model", "seed", "data", "execution", "launch", "stages")
 _DECIDED = {"model": "", "output": "", "resume": False, "revision": None}
 """Settings of commands that a recipe fills in when the stage's turn comes."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_RESERVED = ("report", "replaced")
+_RESERVED = ("factors", "lock", "replaced", "report", "texts")
 
 
 def ready_recipes() -> dict[str, Path]:
@@ -106,11 +106,8 @@ class _Reader:
             raise content.error("seed", f"seed is {seed!r}; give a whole number from 0 to {(1 << 32) - 1}")
         self.seed = seed
         data = self._section("data")
-        self._documents = _mapping(data, "documents")
-        resolve_place(self._documents, "source")
-        whole = merged(data.path, data.line, self._documents)
-        whole.setdefault("source", "what a stage says")
-        read_as(DataSettings, whole, "documents")
+        self._documents = _documents(data, "documents", DataSettings)
+        self._evaluation = _documents(data, "evaluation", PerplexitySettings) or self._documents
         self._choice = read_as(DataChoice, data, "data")
         self._training = merged(data.path, data.line, data, only=("training",))
         self._execution, self._launch = self._section("execution"), self._section("launch")
@@ -221,7 +218,7 @@ class _Reader:
         self._share(ours, "execution", self._execution)
         place = "haystack" if "haystack" in known else "source"
         if name in ("perplexity", "needle", "needle-perplexity"):
-            defaults = merged(given.path, given.line, self._documents, only=(*known, "source"))
+            defaults = merged(given.path, given.line, self._evaluation, only=(*known, "source"))
             if "source" in defaults and place != "source":
                 defaults[place], defaults.places[place] = defaults.pop("source"), defaults.where("source")
             suites = merged(given.path, given.line, defaults, suites)
@@ -231,7 +228,7 @@ class _Reader:
             decided["lengths"] = (2,)  # found by the harness
         settings = read_as(EvaluationSettings, self._seeded(ours), "an evaluation", decided)
         suite = read_as(
-            kind, suites, f"suite {name}", lacking="give it here, or the documents to all by data.documents.source"
+            kind, suites, f"suite {name}", lacking="give it here, or those of all by data.evaluation.source"
         )
         try:
             check_lengths(suite, settings.lengths)
@@ -279,6 +276,16 @@ def _mapping(given: Section, key: str) -> Section:
     if not isinstance(value, Section):
         raise given.error(key, f"{key} is {_short(value)}, not a mapping; write its keys below it")
     return value
+
+
+def _documents(data: Section, key: str, kind: type[Any]) -> Section:
+    """Documents for several stages, checked as one of them would read them; stages may name the source."""
+    documents = _mapping(data, key)
+    resolve_place(documents, "source")
+    whole = merged(documents.path, documents.line, documents)
+    whole.setdefault("source", "of a stage")
+    read_as(kind, whole, key)
+    return documents
 
 
 def _short(value: Any) -> str:

@@ -217,13 +217,15 @@ class DataChoice:
     """What stages read where they say nothing else.
 
     Attributes:
-        documents: long documents of searches, readjustments and suites: ``source``, ``field``, ``split``, ...
+        documents: long documents of searches and readjustments: ``source``, ``field``, ``split``, ...
+        evaluation: those of evaluations, which nothing was chosen by; the same as ``documents`` when empty.
         training: a mixture file, the name of a ready mixture, or one source, of fine-tuning.
     """
 
     __pydantic_config__ = STRICT
 
     documents: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
     training: str | None = None
 
 

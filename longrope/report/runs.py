@@ -9,9 +9,11 @@ from longrope.evaluation.run import JOURNAL_FILE as EVALUATION_JOURNAL
 from longrope.evaluation.run import RESULTS_FILE
 from longrope.exceptions import InvalidInputError, SettingsError
 from longrope.finetune.run_record import RUN_FILE
+from longrope.pipeline.state import STATE_FILE, open_state
 from longrope.report.content import Section
 from longrope.report.evaluation_run import open_evaluation
 from longrope.report.evaluation_section import evaluation_section
+from longrope.report.extend_section import extend_section
 from longrope.report.finetune_run import open_finetune
 from longrope.report.finetune_section import finetune_section
 from longrope.report.search_run import open_search
@@ -33,6 +35,10 @@ def sections_of(folder: Path) -> list[Section]:
     if not folder.is_dir():
         raise SettingsError(f"run {folder} is a file; give the folder that it lies in")
     try:
+        if (folder / STATE_FILE).exists():
+            state = open_state(folder)
+            parts = [each for name in state.stages for each in _sections_of_stage(folder / name)]
+            return [extend_section(folder, state), *parts]
         if (folder / EVALUATION_JOURNAL).exists() or (folder / RESULTS_FILE).exists():
             return [evaluation_section(open_evaluation(folder))]
         if _is_finetune(folder):
@@ -54,6 +60,14 @@ def sections_of(folder: Path) -> list[Section]:
     raise SettingsError(
         f"{folder} holds no run; give the folder of a search, a fine-tuning run or an evaluation (its --output)"
     )
+
+
+def _sections_of_stage(folder: Path) -> list[Section]:
+    """Those of a stage that has something to show by now."""
+    try:
+        return sections_of(folder)
+    except SettingsError:  # an export, or a stage that was not begun
+        return []
 
 
 def _is_finetune(folder: Path) -> bool:

@@ -94,6 +94,14 @@ def held_out_samples(held_out: Sequence[Sample], lengths: Sequence[int]) -> dict
     }
 
 
+def passes(method: Baseline, lengths: Sequence[int]) -> dict[int, int]:
+    """For each length the one that a document is scored at: the longest with the same factors."""
+    by_candidate: dict[object, list[int]] = {}
+    for length in lengths:
+        by_candidate.setdefault(method.at(length), []).append(length)
+    return {length: max(group) for group in by_candidate.values() for length in group}
+
+
 def compare(
     scorer: Scorer,
     methods: Sequence[Baseline],
@@ -108,12 +116,7 @@ def compare(
     """
     target = max(lengths)
     cut = held_out_samples(held_out, lengths)
-    plans = []
-    for method in methods:
-        by_candidate: dict[object, list[int]] = {}
-        for length in lengths:
-            by_candidate.setdefault(method.at(length), []).append(length)
-        plans.append({length: max(group) for group in by_candidate.values() for length in group})
+    plans = [passes(method, lengths) for method in methods]
     tasks = [Task(method.at(target), sample.digest) for method in methods for sample in search]
     for method, plan in zip(methods, plans, strict=True):
         tasks += [Task(method.at(scored), cut[s.digest, scored].digest) for scored in plan.values() for s in held_out]

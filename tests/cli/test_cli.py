@@ -8,18 +8,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_search import InProcessPool, in_process
 from transformers import AutoModelForCausalLM
 from typer.main import get_command
 
 import longrope as package
 from longrope.cli.main import app
-from longrope.demo import corpus
 from longrope.rope.factors import RopeFactors
 from longrope.rope.policy import load_factors
 from longrope.search.search import SearchReport
@@ -301,29 +300,44 @@ def test_readjust_prints_a_table_a_window(
 # --- demo ---
 
 
-def test_demo_searches_the_embedded_model_on_held_out_modules(
+def test_demo_carries_out_its_recipe_on_the_standard_library(
     longrope: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     received: list[Any] = []
 
-    def stop(settings: Any, progress: Any) -> None:
-        received.append(settings)
+    def stop(recipe: Any, output: Path, progress: Any) -> None:
+        received.append(recipe)
         raise KeyboardInterrupt
 
-    def write(path: Path) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}\n")
-        return path
-
-    monkeypatch.setattr("longrope.search.search.search", stop)
-    for name in ("write_held_out", "write_training"):
-        monkeypatch.setattr(corpus, name, write)
-    ended = longrope("demo", "--output", tmp_path / "demo", "--max-evaluations", 30, "--workers", 2, "--seed", 3)
+    monkeypatch.setattr("longrope.pipeline.run.extend", stop)
+    ended = longrope("demo", "seed=3", "search-1k.algorithm.iterations=1", "--output", tmp_path / "demo")
     assert ended.code == 130
-    [settings] = received
-    assert Path(settings.model) == Path(import_module("longrope.demo").__file__ or "").parent / "model"
-    assert (settings.target_length, settings.data.held_out, settings.seed) == (2048, 20, 3)
-    assert (settings.algorithm.max_evaluations, settings.execution.workers) == (30, 2)
+    [recipe] = received
+    assert (recipe.model.name, recipe.seed) == ("demo", 3)
+    kinds = [stage.kind for stage in recipe.stages if stage.kind != "evaluate"]
+    assert kinds == ["search", "finetune", "search", "finetune", "search", "readjust", "export"]
+    search = next(stage for stage in recipe.stages if stage.kind == "search")
+    assert search.settings.algorithm.iterations == 1
+    assert Path(search.settings.data.source) == tmp_path / "demo" / "texts" / "search.jsonl"
+
+
+def test_demo_writes_texts_that_have_no_module_in_common(longrope: Run, tmp_path: Path) -> None:
+    assert longrope("demo", "--texts", tmp_path).code == 0
+
+    def names(part: str) -> set[str]:
+        return {json.loads(line)["name"] for line in (tmp_path / f"{part}.jsonl").read_text().splitlines()}
+
+    assert not names("training") & names("held-out")
+    assert not names("search") & names("evaluation")
+    assert names("search") | names("evaluation") == names("held-out")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_full_demo_wants_a_gpu(longrope: Run, tmp_path: Path) -> None:
+    ended = longrope("demo", "--full", "--output", tmp_path / "demo")
+    assert ended.code == 2
+    assert ended.err.startswith("error: demo --full scores texts of 131072 tokens")
+    assert not (tmp_path / "demo").exists()
 
 
 # --- How a command ends when it does not end well ---

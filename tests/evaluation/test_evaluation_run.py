@@ -224,3 +224,10 @@ def test_a_folder_is_of_one_evaluation(given: Any, tmp_path: Path) -> None:
 def test_settings_say_what_is_wrong() -> None:
     with pytest.raises(SettingsError, match="at least 2 tokens"):
         EvaluationSettings(model="m", output="o", lengths=(1,))
+
+
+def test_the_longest_window_is_measured_at_every_length(given: Any) -> None:
+    report, _ = given(methods=("longrope", "long"))
+    found = report.table.set_index(["method", "length"])["perplexity"]
+    assert found["long", 128] == found["longrope", 128]
+    assert found["long", 64] != found["longrope", 64]  # the model's own window

@@ -152,13 +152,13 @@ def test_slices_do_not_change_the_score(make_tiny_model, monkeypatch, positions)
     model = make_tiny_model()
     ids = random_ids(900)[0]
     expected = score_blocks(model, ids, [SLOWER, LATE])
-    monkeypatch.setattr(score, "_slice_length", lambda rows, vocabulary: positions)
+    monkeypatch.setattr(score, "slice_length", lambda rows, vocabulary: positions)
     np.testing.assert_allclose(score_blocks(model, ids, [SLOWER, LATE]), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("rows", "vocabulary"), [(1, 100), (1, 128256), (8, 32000), (64, 262144)])
 def test_slices_are_neither_tiny_nor_huge(rows, vocabulary):
-    positions = score._slice_length(rows, vocabulary)
+    positions = score.slice_length(rows, vocabulary)
     assert 16 <= positions <= 4096
     assert positions == 16 or rows * vocabulary * positions <= 1 << 25
 

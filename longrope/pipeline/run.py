@@ -1,0 +1,216 @@
+"""``longrope extend``: the stages of a recipe one after the other, each done once in the life of the run's folder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+
+from longrope.exceptions import RunExistsError
+from longrope.files import write_text_atomically
+from longrope.pipeline.inputs import key_of, model_name, stage_inputs
+from longrope.pipeline.perform import RECIPE_FILE, Point, after, is_there, perform
+from longrope.pipeline.stages import EvaluateStage, FinetuneStage, ReadjustStage, Recipe, SearchStage, Stage
+from longrope.pipeline.state import (
+    DONE,
+    FAILED,
+    RUNNING,
+    STATE_FILE,
+    WAITING,
+    RunState,
+    StageState,
+    differences,
+    last_sign,
+)
+from longrope.runs.locks import FolderLock
+from longrope.runs.progress import Progress
+
+REPLACED = "replaced"
+REPORT = "report"
+TEXTS = "texts"
+"""What may lie in the folder of a run before it begins: text that was written for it."""
+_LOCK = "lock"
+
+
+@dataclass(frozen=True)
+class ExtendReport:
+    """What a run has left.
+
+    Attributes:
+        folder: of the run.
+        state: of its stages, with their results.
+        exported: the model folder of the last export; None without one.
+        page: the HTML report; None where what it needs is not installed.
+    """
+
+    folder: Path
+    state: RunState
+    exported: Path | None
+    page: Path | None
+
+
+def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None) -> ExtendReport:
+    """Carry out a recipe, or what is left of it in the output folder.
+
+    A stage that was done with the same inputs is not run again. One whose inputs changed is, with all that depends on
+    it; what it made before is moved to ``replaced/`` and comes back when the old settings do.
+
+    Args:
+        recipe: from :func:`longrope.pipeline.recipe.read_recipe`.
+        output: the folder of the run; each stage has a folder of its name in it.
+
+    Raises:
+        InvalidInputError: if something that was given cannot be used.
+        RunFailedError: if a stage failed; the same call goes on with it.
+    """
+    progress = progress or Progress()
+    folder = Path(output).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise RunExistsError(f"output {folder} is a file; give a folder")
+    state = RunState.read(folder)
+    if state is None and folder.exists() and any(each.name not in (_LOCK, TEXTS) for each in folder.iterdir()):
+        raise RunExistsError(f"output folder {folder} is not empty and holds no run of a recipe; choose another")
+    inputs = stage_inputs(recipe)
+    lock = FolderLock(folder / _LOCK)
+    lock.acquire()
+    try:
+        before = RunState.read(folder)
+        state = _take_over(recipe, before, inputs, folder, progress)
+        return _run(recipe, state, folder, progress, changed=before is None or before.stages != state.stages)
+    finally:
+        lock.release()
+
+
+def on_cluster(recipe: Recipe, address: str) -> Recipe:
+    """The recipe with all its work on one Ray cluster.
+
+    Args:
+        address: ``auto`` or ``host:port``.
+    """
+
+    def moved(stage: Stage) -> Stage:
+        if isinstance(stage, (SearchStage, ReadjustStage, EvaluateStage)):
+            execution = replace(stage.settings.execution, executor="ray", ray_address=address)
+            return replace(stage, settings=replace(stage.settings, execution=execution))  # type: ignore[arg-type]
+        if isinstance(stage, FinetuneStage):
+            return replace(stage, launch=replace(stage.launch, launcher="ray", ray_address=address))
+        return stage
+
+    return replace(recipe, stages=tuple(moved(stage) for stage in recipe.stages))
+
+
+def _take_over(
+    recipe: Recipe, old: RunState | None, inputs: dict[str, dict[str, object]], folder: Path, progress: Progress
+) -> RunState:
+    """The state of the run under this recipe: what is done of it, what has to be done again, and why."""
+    old = old or RunState(recipe.name)
+    state = RunState(recipe.name, finished=old.finished)
+    point = start(recipe)
+    for stage in recipe.stages:
+        given = inputs[stage.name]
+        key = key_of(given)
+        before = old.stages.get(stage.name)
+        if before is not None and before.key != key:
+            if before.state != WAITING:
+                changed = "; ".join(differences(before.inputs, given)[:3])
+                progress.note(f"{stage.name} is done again, for it was started with other inputs: {changed}")
+            _put_aside(folder, stage.name, before, progress)
+            before = _bring_back(folder, stage.name, key)
+        now = before or StageState(stage.kind, stage.describe(), given, key)
+        now.told = stage.describe()
+        if now.state == RUNNING:  # its process was killed
+            sign = last_sign(folder / stage.name)
+            if now.started is not None and sign is not None:
+                now.seconds += max(sign - now.started, 0.0)
+        if now.state == DONE and not is_there(stage, point, folder / stage.name):
+            progress.note(f"{stage.name} was done, but what it made is gone; it is done again")
+            now = StageState(stage.kind, stage.describe(), given, key)
+        state.stages[stage.name] = now
+        point = after(stage, point, folder / stage.name)
+    for name, gone in old.stages.items():
+        if name not in state.stages:
+            _put_aside(folder, name, gone, progress)
+    return state
+
+
+def start(recipe: Recipe) -> Point:
+    """Where a run begins."""
+    name, revision = model_name(recipe.model.name), recipe.model.revision
+    return Point(name, revision, recipe.model.trust_remote_code, name, revision)
+
+
+def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress, changed: bool) -> ExtendReport:
+    text = yaml.safe_dump(recipe.content, sort_keys=False)
+    write_text_atomically(folder / RECIPE_FILE, text)
+    state.save(folder)
+    point = start(recipe)
+    for number, stage in enumerate(recipe.stages, 1):
+        own, now = folder / stage.name, state.stages[stage.name]
+        heading = f"[{number}/{len(recipe.stages)}] {stage.name}: {stage.describe()}"
+        if now.state == DONE:
+            progress.note(f"{heading}: done before, in {now.seconds:.0f} s")
+        else:
+            changed, state.finished = True, None
+            now.begin()
+            state.save(folder)
+            progress.note(heading)
+            try:
+                now.results = perform(stage, point, own, text, progress)
+            except BaseException as error:
+                now.error = " ".join(str(error).split()) or type(error).__name__
+                now.end(FAILED)
+                state.save(folder)
+                raise
+            now.end(DONE)
+            state.save(folder)
+            progress.note(f"{stage.name}: done in {now.seconds:.0f} s")
+        point = after(stage, point, own)
+    if changed or state.finished is None:
+        state.finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        state.save(folder)
+    page = _write_report(folder, progress, changed)
+    return ExtendReport(folder, state, None if point.exported is None else Path(point.exported), page)
+
+
+def _write_report(folder: Path, progress: Progress, changed: bool) -> Path | None:
+    page = folder / REPORT / "report.html"
+    if page.exists() and not changed:
+        return page
+    missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
+    if missing:
+        progress.note(f"no report: {missing[0]} is not installed (pip install longrope[report])")
+        return None
+    from longrope.report.write import write_report
+
+    return write_report([folder], folder / REPORT).page
+
+
+def _put_aside(folder: Path, name: str, before: StageState, progress: Progress) -> None:
+    """Move what a stage made under other settings out of the way, for the day on which they come back."""
+    own = folder / name
+    if not own.exists():
+        return
+    aside = folder / REPLACED / f"{name}-{before.key}"
+    if aside.exists():  # made twice of the same inputs
+        number = 2
+        while (other := aside.with_name(f"{aside.name}-{number}")).exists():
+            number += 1
+        aside = other
+    aside.parent.mkdir(exist_ok=True)
+    RunState(name, {name: before}).save(folder / REPLACED / f".{name}-{before.key}")
+    own.rename(aside)
+    progress.note(f"{name}: what it made before lies in {aside.relative_to(folder)}")
+
+
+def _bring_back(folder: Path, name: str, key: str) -> StageState | None:
+    """What a stage made when it was run with these inputs before, if it was."""
+    aside, record = folder / REPLACED / f"{name}-{key}", folder / REPLACED / f".{name}-{key}"
+    if not (aside.exists() and (record / STATE_FILE).exists()):
+        return None
+    found = RunState.read(record)
+    assert found is not None
+    aside.rename(folder / name)
+    return found.stages[name]
