@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 from longrope.lengths import parse_length, parse_lengths
 
-STRICT = {"extra": "forbid", "strict": True}
-"""``__pydantic_config__`` of settings: unknown keys are refused, and so is text where a number is wanted."""
+STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+"""``__pydantic_config__`` of settings: unknown keys are refused, and text or infinity where a number is wanted."""
 
 
 class _Read:
@@ -34,7 +34,9 @@ def _tokens(value: Any) -> Any:
 def _lengths(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(_tokens(each) for each in value)
-    return parse_lengths(value) if isinstance(value, str) else _tokens(value)
+    if isinstance(value, str):
+        return parse_lengths(value)
+    return (_tokens(value),) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 Length = Annotated[int, _Read(_tokens)]

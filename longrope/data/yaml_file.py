@@ -16,7 +16,7 @@ import yaml
 from longrope.data.documents import decode_text, in_one_line
 from longrope.exceptions import DataError, InvalidInputError
 
-_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 """Numbers such as 2e-5, which YAML 1.1 takes for text because they have no point."""
 
 
@@ -61,23 +61,26 @@ def read_yaml(path: Path) -> Section:
         DataError: if the file cannot be read, is not YAML, is not a mapping, or gives a key twice.
     """
     try:
-        text = decode_text(path.read_bytes(), str(path))
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be read: {in_one_line(error)}") from error
 
+    text = decode_text(data, f"{str(path)!r} line {_end_of_text(data)}")
     try:
         content = yaml.load(text, _loader(path))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         if isinstance(error, InvalidInputError):
             raise
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark is not None else ""
+        mark, position = getattr(error, "problem_mark", None), getattr(error, "position", None)
+        line = ""
+        if mark is not None or position is not None:
+            line = f" line {1 + (mark.line if mark is not None else text.count(chr(10), 0, position))}"
         problem = getattr(error, "problem", None) or in_one_line(error)
         raise DataError(f"{str(path)!r}{line} is not valid YAML: {problem}") from error
     if content is None:
-        raise DataError(f"{str(path)!r} is empty")
+        raise DataError(f"{str(path)!r} line 1: the file is empty")
     if not isinstance(content, Section):
-        raise DataError(f"{str(path)!r} holds no mapping of keys to values")
+        raise DataError(f"{str(path)!r} line 1: the file holds no mapping of keys to values")
     return content
 
 
@@ -98,6 +101,16 @@ def read_yaml_value(text: str, place: str) -> Any:
         raise DataError(f"{place}: the value is not valid YAML") from error
 
 
+def _end_of_text(data: bytes) -> int:
+    """The line in which UTF-8 text ends, or something begins that is none."""
+    end = data.find(b"\0")
+    try:
+        data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        end = error.start if end < 0 else min(end, error.start)
+    return 1 + data.count(b"\n", 0, end if end >= 0 else None)
+
+
 def _loader(path: Path) -> type[Any]:
     """The safe loader, whose mappings are sections of ``path``."""
 
@@ -113,7 +126,12 @@ def _loader(path: Path) -> type[Any]:
                         f"{str(path)!r} line {line}: {key!r} is given twice; the first is in line {section.lines[key]}"
                     )
                 section.lines[key] = line
-                section[key] = self.construct_object(value_node, deep=True)
+                try:
+                    section[key] = self.construct_object(value_node, deep=True)
+                except ValueError as error:  # a date that there is not
+                    if isinstance(error, InvalidInputError):
+                        raise
+                    raise DataError(f"{section.where(key)}: {key} is no value of YAML: {error}") from error
             return section
 
     Loader.add_constructor("tag:yaml.org,2002:map", Loader.construct_section)

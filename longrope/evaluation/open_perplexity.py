@@ -8,7 +8,6 @@ from longrope.data.documents import read_documents
 from longrope.data.samples import Sample, draw_samples
 from longrope.evaluation.perplexity import PerplexitySuite
 from longrope.evaluation.settings import DocumentSettings, PerplexitySettings
-from longrope.exceptions import SettingsError
 from longrope.lengths import format_length
 from longrope.model.rope_config import attention_span
 from longrope.runs.model import LoadedModel
@@ -27,19 +26,10 @@ def open_perplexity(
         SettingsError: if the numbers exclude each other.
         DataError: if there are too few documents that are long enough.
     """
-    span, longest = attention_span(model.config), max(lengths)
-    shortest = min(*lengths, span or longest)
-    length = settings.document_length or longest
-    if length < longest:
-        raise SettingsError(
-            f"documents of {format_length(length)} tokens are shorter than the length {format_length(longest)}; give "
-            "a larger --document-length, or leave it away"
-        )
-    if settings.last >= shortest:
-        raise SettingsError(
-            f"the last {settings.last} tokens cannot all be predicted at length {format_length(shortest)}; give at "
-            f"most --last {shortest - 1}"
-        )
+    span = attention_span(model.config)
+    length = settings.tokens(lengths)
+    if span is not None:  # what longer lengths are cut to
+        settings.tokens([*lengths, min(span, length)])
     documents = draw_documents(settings, length, seed, model, progress)
     return PerplexitySuite(documents, lengths, settings.protocol, settings.stride, settings.last, span)
 

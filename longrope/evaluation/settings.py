@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from longrope.data.needles import DIGITS
 from longrope.evaluation.perplexity import PROTOCOLS, STRIDE
 from longrope.exceptions import SettingsError
+from longrope.lengths import format_length
 from longrope.schema import STRICT, Lengths, OptionalLength
 from longrope.workers.settings import ExecutionSettings
 
@@ -95,6 +96,29 @@ class PerplexitySettings(DocumentSettings):
             raise SettingsError(f"protocol {self.protocol!r} is not known; use {' or '.join(PROTOCOLS)}")
         _at_least(1, "stride", self.stride)
         _at_least(0, "last", self.last)
+
+    def tokens(self, lengths: Sequence[int]) -> int:
+        """Tokens of each document.
+
+        Args:
+            lengths: that are measured, as far as the model's attention sees them.
+
+        Raises:
+            SettingsError: if the numbers exclude each other.
+        """
+        shortest, longest = min(lengths), max(lengths)
+        tokens = self.document_length or longest
+        if tokens < longest:
+            raise SettingsError(
+                f"documents of {format_length(tokens)} tokens are shorter than the length {format_length(longest)}; "
+                "give a larger --document-length, or leave it away"
+            )
+        if self.last >= shortest:
+            raise SettingsError(
+                f"the last {self.last} tokens cannot all be predicted at length {format_length(shortest)}; give at "
+                f"most --last {shortest - 1}"
+            )
+        return tokens
 
 
 @dataclass(frozen=True, kw_only=True)

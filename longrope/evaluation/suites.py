@@ -68,6 +68,22 @@ SUITES: dict[str, type[Any]] = {name: kind.settings for name, kind in _KINDS.ite
 """The settings of each suite by its name."""
 
 
+def check_lengths(suite: SuiteSettings, lengths: Sequence[int]) -> None:
+    """Refuse lengths that a suite cannot measure, whatever the model.
+
+    Raises:
+        SettingsError: if the data decide how long texts are and there are several lengths, or if documents are shorter.
+    """
+    if isinstance(suite, PerplexitySettings):
+        suite.tokens(lengths)
+    kind = next(each for each in _KINDS.values() if each.settings is type(suite))
+    if kind.up_to and len(lengths) > 1:
+        raise SettingsError(
+            f"lengths are {', '.join(map(str, lengths))}, but the data decide how long these texts are; give one "
+            "length, the longest that they may have"
+        )
+
+
 def evaluate(
     settings: EvaluationSettings,
     suite: SuiteSettings,
@@ -102,14 +118,8 @@ def suite_opener(settings: EvaluationSettings, suite: SuiteSettings) -> Callable
         SettingsError: if several lengths are given where the data decide them.
     """
     kind = next(each for each in _KINDS.values() if each.settings is type(suite))
-    lengths: Any = settings.lengths
-    if kind.up_to:
-        if len(lengths) > 1:
-            raise SettingsError(
-                f"lengths are {', '.join(map(str, lengths))}, but the data decide how long these texts are; give one "
-                "length, the longest that they may have"
-            )
-        lengths = lengths[0]
+    check_lengths(suite, settings.lengths)
+    lengths: Any = settings.lengths[0] if kind.up_to else settings.lengths
 
     def open_suite(model: LoadedModel, progress: Progress) -> Suite:
         return kind.open(suite, lengths, settings.seed, model, progress)

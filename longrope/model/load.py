@@ -22,6 +22,12 @@ _ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 _NEEDED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 _FOREIGN = ["consolidated*", "*/*"]  # the same weights once more, in the form of other programs
+_AVAILABLE: dict[str, Callable[[], bool]] = {
+    "cpu": lambda: True,
+    "cuda": lambda: torch.cuda.is_available(),
+    "mps": lambda: torch.backends.mps.is_available(),
+    "xpu": lambda: torch.xpu.is_available(),
+}
 _CHUNK = 1 << 16
 _CHUNKS = 64
 
@@ -183,6 +189,7 @@ def resolve_source(
     Raises:
         SettingsError: for an unknown dtype, device or attention.
     """
+    check_names(dtype, device, attention)
     if device == "auto":
         if elsewhere and not torch.cuda.is_available():
             raise SettingsError("this machine has no GPU and the cluster may have; say --device cuda or --device cpu")
@@ -197,10 +204,6 @@ def resolve_source(
         ):
             dtype = "float16"
     dtype = _ALIASES.get(dtype, dtype)
-    if dtype not in DTYPES:
-        raise SettingsError(f"dtype {dtype!r} is not known; use auto, {', '.join(_ALIASES)} or {', '.join(DTYPES)}")
-    if attention not in ATTENTION:
-        raise SettingsError(f"attention {attention!r} is not known; use {', '.join(ATTENTION)}")
     if attention.startswith("flash") and (device == "cpu" or dtype == "float32"):
         raise SettingsError(f"attention {attention!r} needs a GPU and bfloat16 or float16; use sdpa")
     if device == "cuda" and gpus_per_worker == 0:
@@ -214,6 +217,20 @@ def resolve_source(
     if not Path(name).is_dir() and folder.parent.name == "snapshots":
         source = ModelSource(name, folder.name, dtype, device, attention, trust_remote_code)
     return source
+
+
+def check_names(dtype: str, device: str, attention: str) -> None:
+    """Raise SettingsError for a dtype, device or attention that there is not, on any machine."""
+    if dtype not in ("auto", *_ALIASES, *DTYPES):
+        raise SettingsError(f"dtype {dtype!r} is not known; use auto, {', '.join(_ALIASES)} or {', '.join(DTYPES)}")
+    if device.startswith("cuda:"):
+        raise SettingsError(
+            f"device {device!r} names one GPU, but evaluators get theirs by number; choose GPUs by CUDA_VISIBLE_DEVICES"
+        )
+    if device not in ("auto", *_AVAILABLE):
+        raise SettingsError(f"device {device!r} is not known; use auto, {', '.join(_AVAILABLE)}")
+    if attention not in ATTENTION:
+        raise SettingsError(f"attention {attention!r} is not known; use {', '.join(ATTENTION)}")
 
 
 def fingerprint(folder: Path) -> str:
@@ -259,20 +276,8 @@ def check_attention(config: Any, attention: str, *, eager: bool = True) -> None:
 
 
 def _check_device(device: str, elsewhere: bool) -> None:
-    """Raise SettingsError unless torch knows the device and has it here, or it is on other machines."""
-    available: dict[str, Callable[[], bool]] = {
-        "cpu": lambda: True,
-        "cuda": torch.cuda.is_available,
-        "mps": torch.backends.mps.is_available,
-        "xpu": torch.xpu.is_available,
-    }
-    if device.startswith("cuda:"):
-        raise SettingsError(
-            f"device {device!r} names one GPU, but evaluators get theirs by number; choose GPUs by CUDA_VISIBLE_DEVICES"
-        )
-    if device not in available:
-        raise SettingsError(f"device {device!r} is not known; use auto, {', '.join(available)}")
-    if not elsewhere and not available[device]():
+    """Raise SettingsError unless torch has the device here, or it is on other machines."""
+    if not elsewhere and not _AVAILABLE[device]():
         raise SettingsError(f"device {device!r} was asked for, but torch sees no such device; use --device cpu")
 
 

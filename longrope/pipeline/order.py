@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from longrope.evaluation.methods import LONG, LONGROPE, METHODS
+from longrope.evaluation.settings import HarnessSettings
 from longrope.exceptions import DataError
 from longrope.lengths import format_length
 from longrope.pipeline.stages import (
@@ -82,6 +83,12 @@ def check_order(stages: Sequence[Stage]) -> None:
         elif isinstance(stage, ExportStage):
             if not changed:
                 raise refuse("has nothing to write: no stage before it extends the model")
+            short = stage.settings.short_window
+            if short is not None and reach and short >= reach:
+                raise refuse(
+                    f"has short_window {format_length(short)}, which is not below the {format_length(reach)} that the "
+                    "stages before it reached"
+                )
             exported = used = True
 
 
@@ -96,6 +103,8 @@ def _check_evaluation(stage: EvaluateStage, reach: int, exported: bool, refuse: 
         if stage.model == ORIGINAL and method in settings.methods:
             raise refuse(f"measures the original model, which has no factors; leave method {method} away")
     longest = max(settings.lengths)
+    if isinstance(stage.suite, HarnessSettings):  # which finds lengths itself
+        longest = max(stage.suite.max_length or 0, *stage.suite.lengths, 0)
     if stage.model != ORIGINAL and reach and longest > reach:
         raise refuse(
             f"measures {format_length(longest)}, over the {format_length(reach)} that the stages before it "

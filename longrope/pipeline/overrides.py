@@ -19,25 +19,29 @@ def apply_overrides(content: Section, overrides: Sequence[str]) -> None:
     Raises:
         SettingsError: if one has no ``=``, or names no place of the recipe.
     """
+    stages = _stages(content)  # by the names that the file gives them, whatever an override changes
     for override in overrides:
         path, equals, text = override.partition("=")
-        keys = path.split(".")
+        # The name of a stage may have points.
+        named = max((name for name in stages if path == name or path.startswith(f"{name}.")), key=len, default=None)
+        keys = path.split(".") if named is None else [named, *path[len(named) + 1 :].split(".")]
+        if path == named:
+            raise SettingsError(f"override {override!r} names a stage; name a setting of it, such as {path}.seed=1")
         if not equals or not all(keys):
-            raise SettingsError(f"{override!r} is no change of a setting; write for example seed=1")
-        _set(content, keys, read_yaml_value(text, f"override {override!r}"), override)
+            raise SettingsError(f"override {override!r} is no change of a setting; write for example seed=1")
+        _set(content, stages, keys, read_yaml_value(text, f"override {override!r}"), override)
 
 
-def _set(content: Section, keys: list[str], value: object, override: str) -> None:
+def _set(content: Section, stages: dict[str, Section], keys: list[str], value: object, override: str) -> None:
     here, place = content, f"override {override!r}"
-    stages = _stages(content)
     if keys[0] in stages:
         here, keys = stages[keys[0]], keys[1:]
-        if not keys:
-            raise SettingsError(
-                f"{place} names a stage; name a setting of it, such as {override.partition('=')[0]}.seed=1"
-            )
     elif keys[0] == "stages":
         raise SettingsError(f"{place}: a stage is named by its name; they are {', '.join(stages)}")
+    elif keys[0] not in (*content, "model", "seed", "data", "execution", "launch"):
+        raise SettingsError(
+            f"{place}: the recipe has neither a setting nor a stage {keys[0]!r}; its stages are {', '.join(stages)}"
+        )
     for key in keys[:-1]:
         inner = here.get(key)
         if key == "model" and isinstance(inner, str):  # the short way to write it
@@ -49,10 +53,6 @@ def _set(content: Section, keys: list[str], value: object, override: str) -> Non
             raise SettingsError(f"{place}: {key!r} holds no settings in this recipe")
         here[key], here.places[key] = inner, here.where(key) if key in here else place
         here = inner
-    if here is content and keys[-1] not in (*content, "model", "seed", "data", "execution", "launch"):
-        raise SettingsError(
-            f"{place}: the recipe has neither a setting nor a stage {keys[-1]!r}; its stages are {', '.join(stages)}"
-        )
     here[keys[-1]], here.places[keys[-1]] = value, place
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from longrope.data.mixture import ready_mixtures
 from longrope.data.yaml_file import Section, read_yaml
-from longrope.evaluation.settings import EvaluationSettings, HarnessSettings
-from longrope.evaluation.suites import SUITES
+from longrope.evaluation.settings import EvaluationSettings, HarnessSettings, PerplexitySettings
+from longrope.evaluation.suites import SUITES, check_lengths
 from longrope.exceptions import SettingsError
 from longrope.finetune.launch import LaunchSettings
 from longrope.finetune.settings import FinetuneSettings
 from longrope.pipeline.order import check_order
 from longrope.pipeline.overrides import apply_overrides
-from longrope.pipeline.reading import fields_of, merged, read_as, resolve_place, split
+from longrope.pipeline.reading import about_keys, fields_of, merged, read_as, resolve_place, split
 from longrope.pipeline.stages import (
     CURRENT,
     MODELS,
@@ -35,7 +35,7 @@ from longrope.pipeline.stages import (
     stage_name,
 )
 from longrope.search.readjust import ReadjustSettings
-from longrope.search.settings import SearchSettings
+from longrope.search.settings import DataSettings, SearchSettings
 from longrope.shipped import shipped
 from longrope.workers.settings import ExecutionSettings
 
@@ -106,8 +106,8 @@ class _Reader:
             raise content.error("seed", f"seed is {seed!r}; give a whole number from 0 to {(1 << 32) - 1}")
         self.seed = seed
         data = self._section("data")
-        self._documents = _mapping(data, "documents")
-        self._evaluation = _mapping(data, "evaluation") or self._documents
+        self._documents = _documents(data, "documents", DataSettings)
+        self._evaluation = _documents(data, "evaluation", PerplexitySettings) or self._documents
         self._choice = read_as(DataChoice, data, "data")
         self._training = merged(data.path, data.line, data, only=("training",))
         self._execution, self._launch = self._section("execution"), self._section("launch")
@@ -149,7 +149,7 @@ class _Reader:
     def _search(self, given: Section, told: dict[str, str]) -> Stage:
         self._share(given, "execution", self._execution)
         self._share(given, "data", self._documents)
-        settings = read_as(SearchSettings, given, "a search", self._decided(given))
+        settings = read_as(SearchSettings, self._seeded(given), "a search", _DECIDED)
         return SearchStage(settings=settings, **told)
 
     def _readjust(self, given: Section, told: dict[str, str]) -> Stage:
@@ -158,7 +158,7 @@ class _Reader:
         algorithm = _mapping(given, "algorithm")
         algorithm.setdefault("attention_factor", "present")
         given["algorithm"] = algorithm
-        settings = read_as(ReadjustSettings, given, "a readjustment", self._decided(given) | {"factors": None})
+        settings = read_as(ReadjustSettings, self._seeded(given), "a readjustment", {**_DECIDED, "factors": None})
         return ReadjustStage(settings=settings, **told)
 
     def _finetune(self, given: Section, told: dict[str, str]) -> Stage:
@@ -171,10 +171,10 @@ class _Reader:
         resolve_place(held_out, "source")
         if "held_out" in given:
             given["held_out"] = held_out
-        decided = self._decided(given) | {"factors": "", "trust_remote_code": self.model.trust_remote_code}
+        decided = {**_DECIDED, "factors": "", "trust_remote_code": self.model.trust_remote_code}
         settings = read_as(
             FinetuneSettings,
-            given,
+            self._seeded(given),
             "a fine-tuning",
             decided,
             lacking="give it here, or the data to all by data.training",
@@ -206,10 +206,10 @@ class _Reader:
         name, model = own.get("suite"), own.get("model", CURRENT)
         if name is None:
             raise given.error(None, f"an evaluation needs a suite; use {', '.join(SUITES)}")
-        if name not in SUITES:
+        if not isinstance(name, str) or name not in SUITES:
             raise own.error("suite", f"suite {name!r} is not known; use {', '.join(SUITES)}")
         if model not in MODELS:
-            raise own.error("model", f"model {model!r} is not known; use {' or '.join(MODELS)}")
+            raise own.error("model", f"model {model!r} is not known; use {', '.join(MODELS)}")
         kind = SUITES[name]
         known = fields_of(kind)
         # What the harness calls lengths are those of texts that its tasks make.
@@ -223,21 +223,27 @@ class _Reader:
                 defaults[place], defaults.places[place] = defaults.pop("source"), defaults.where("source")
             suites = merged(given.path, given.line, defaults, suites)
         resolve_place(suites, place)
-        decided = {**self._decided(ours), "factors": None}
+        decided: dict[str, Any] = {**_DECIDED, "factors": None}
         if kind is HarnessSettings:
             decided["lengths"] = (2,)  # found by the harness
-        settings = read_as(EvaluationSettings, ours, "an evaluation", decided)
+        settings = read_as(EvaluationSettings, self._seeded(ours), "an evaluation", decided)
         suite = read_as(
             kind, suites, f"suite {name}", lacking="give it here, or those of all by data.evaluation.source"
         )
+        try:
+            check_lengths(suite, settings.lengths)
+        except SettingsError as error:
+            raise about_keys(merged(given.path, given.line, ours, suites), error) from None
         return EvaluateStage(settings=settings, suite_name=name, suite=suite, model=model, **told)
 
     def _export(self, given: Section, told: dict[str, str]) -> Stage:
         return ExportStage(settings=read_as(ExportSettings, given, "an export"), **told)
 
-    def _decided(self, given: Section) -> dict[str, Any]:
-        """What the recipe decides of the settings; the seed unless the stage has one of its own."""
-        return {**_DECIDED, "revision": None, **({} if "seed" in given else {"seed": self.seed})}
+    def _seeded(self, given: Section) -> Section:
+        """The settings with the recipe's seed, unless the stage has one of its own."""
+        if "seed" not in given:
+            given["seed"], given.places["seed"] = self.seed, given.where()
+        return given
 
     def _share(self, given: Section, key: str, shared: Section) -> None:
         """Put what all stages share under what a stage says itself."""
@@ -270,6 +276,16 @@ def _mapping(given: Section, key: str) -> Section:
     if not isinstance(value, Section):
         raise given.error(key, f"{key} is {_short(value)}, not a mapping; write its keys below it")
     return value
+
+
+def _documents(data: Section, key: str, kind: type[Any]) -> Section:
+    """Documents for several stages, checked as one of them would read them; stages may name the source."""
+    documents = _mapping(data, key)
+    resolve_place(documents, "source")
+    whole = merged(documents.path, documents.line, documents)
+    whole.setdefault("source", "of a stage")
+    read_as(kind, whole, key)
+    return documents
 
 
 def _short(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -42,6 +43,8 @@ class Scaling:
             raise SettingsError(f"method {self.method!r} is not known; use {', '.join(SCALINGS)}")
         if (self.method == "abf") != (self.rope_theta is not None):
             raise SettingsError("method abf and rope_theta belong together; give both or neither")
+        if self.rope_theta is not None and not 0 < self.rope_theta < math.inf:
+            raise SettingsError(f"rope_theta is {self.rope_theta:g}; give one above that of the model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,8 @@ class ExportSettings:
 
         if self.config_format not in CONFIG_FORMATS:
             raise SettingsError(f"config_format {self.config_format!r} is not known; use {' or '.join(CONFIG_FORMATS)}")
+        if self.single_list and self.short_window is not None:
+            raise SettingsError("short_window and single_list contradict each other; give one of them")
         if self.code and self.without_n_hat:
             raise SettingsError("code keeps n_hat and without_n_hat drops it; choose one of them")
 
@@ -183,7 +188,7 @@ def stage_name(kind: str, options: Section) -> str:
         return str(given)
     key = {"search": "target_length", "finetune": "seq_length", "evaluate": "suite"}.get(kind)
     told = options.get(key) if key else None
-    if told is None:
+    if isinstance(told, bool) or not isinstance(told, (str, int)):
         return kind
     try:
         return f"{kind}-{told if key == 'suite' else format_length(parse_length(told))}"

@@ -73,6 +73,10 @@ class ReadjustSettings:
     revision: str | None = None
     resume: bool = False
 
+    def __post_init__(self) -> None:
+        if self.algorithm.attention_factor == "auto":
+            raise SettingsError("attention_factor 'auto' is for a search; leave it away, or give present or a number")
+
 
 @dataclass(frozen=True)
 class WindowReport:

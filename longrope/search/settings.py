@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from longrope.exceptions import SettingsError
 from longrope.lengths import format_length
+from longrope.rope.attention_factor import resolve
 from longrope.schema import STRICT, Length
 from longrope.search.genetic import HALVED_ABOVE, GeneticSettings
 from longrope.search.space import PAPER_N_HAT
@@ -50,6 +52,8 @@ class DataSettings:
             raise SettingsError(f"samples is {self.samples}; give at least 1")
         if self.held_out < 0:
             raise SettingsError(f"held-out is {self.held_out}; give 0 or more")
+        if self.max_documents is not None and self.max_documents < 1:
+            raise SettingsError(f"max-documents is {self.max_documents}; give at least 1")
 
     def sample_count(self, length: int) -> int:
         """Search samples for a target of ``length`` tokens."""
@@ -87,6 +91,17 @@ class AlgorithmSettings:
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
             raise SettingsError(f"algorithm {self.algorithm!r} is not known; use {' or '.join(ALGORITHMS)}")
+        self.genetic(1)  # refuses sizes, whatever the length
+        if self.population is not None and self.parents is not None and self.parents > self.population:
+            raise SettingsError(
+                f"parents is {self.parents}, more than the population of {self.population}; choose from those there are"
+            )
+        if not self.n_hat or min(self.n_hat) < 0:
+            raise SettingsError(f"n_hat choices are {list(self.n_hat)}; give at least one, and none below 0")
+        if self.lambda_max is not None and not 0 < self.lambda_max < math.inf:
+            raise SettingsError(f"lambda_max is {self.lambda_max}; give a finite number above 0")
+        if self.attention_factor != "auto":
+            resolve(self.attention_factor, ratio=1, original_length=2, present=1.0)  # refuses what it does not know
 
     def genetic(self, length: int) -> GeneticSettings:
         """Sizes for a target of ``length`` tokens."""

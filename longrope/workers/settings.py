@@ -37,6 +37,9 @@ class ExecutionSettings:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        from longrope.model.load import check_names  # torch, which the command line starts without
+
+        check_names(self.dtype, self.device, self.attention)
         if self.executor not in EXECUTORS:
             raise SettingsError(f"executor {self.executor!r} is not known; use {' or '.join(EXECUTORS)}")
         if self.ray_address is not None and self.executor != "ray":

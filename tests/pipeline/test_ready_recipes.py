@@ -15,6 +15,8 @@ from longrope.pipeline.stages import EvaluateStage, FinetuneStage, ReadjustStage
 from longrope.search.genetic import GeneticSettings
 
 K = 1024
+FOLLOWED = sorted(name for name in ready_recipes() if not name.startswith("demo"))
+"""Those that follow a paper or a project; that of the demo needs texts which the demo writes."""
 
 
 def of_kind(recipe: Recipe, kind: type[Any]) -> list[Any]:
@@ -25,7 +27,7 @@ def training(recipe: Recipe, *names: str) -> list[tuple[Any, ...]]:
     return [tuple(getattr(stage.settings, name) for name in names) for stage in of_kind(recipe, FinetuneStage)]
 
 
-@pytest.mark.parametrize("name", sorted(ready_recipes()))
+@pytest.mark.parametrize("name", FOLLOWED)
 def test_every_recipe_can_be_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = read_recipe(name)
@@ -37,7 +39,7 @@ def test_every_recipe_can_be_read(name: str, tmp_path: Path, monkeypatch: pytest
     assert "https://" in comment
 
 
-@pytest.mark.parametrize("name", sorted(set(ready_recipes()) - {"demo"}))
+@pytest.mark.parametrize("name", FOLLOWED)
 def test_recipes_read_from_the_hub_alone(name: str) -> None:
     recipe = read_recipe(name)
     places = [recipe.model.name]
@@ -49,9 +51,16 @@ def test_recipes_read_from_the_hub_alone(name: str) -> None:
     assert all(place.count("/") == 1 and not place.startswith((".", "/")) for place in places)
 
 
+def test_the_recipe_of_the_demo(tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text("{}")
+    data = ("data.training", "data.documents.source", "data.evaluation.source")
+    recipe = read_recipe("demo", [f"{place}={tmp_path / 'texts.jsonl'}" for place in data])
+    assert recipe.model.name == "demo"
+
+
 def test_names_in_the_list_of_recipes() -> None:
     listed = (Path(__file__).parents[2] / "configs" / "README.md").read_text()
-    assert [name for name in ready_recipes() if name != "demo" and f"[`{name}`]" not in listed] == []
+    assert [name for name in FOLLOWED if f"[`{name}`]" not in listed] == []
 
 
 def test_llama2_to_2048k_is_the_papers() -> None:
@@ -88,6 +97,7 @@ def test_llama2_to_2048k_is_the_papers() -> None:
     [readjust] = of_kind(recipe, ReadjustStage)
     assert readjust.settings.windows == (4 * K, 8 * K)
     sliding, long, passkey = of_kind(recipe, EvaluateStage)
+    assert sliding.suite.split == long.suite.split == "test"
     assert (sliding.suite.protocol, sliding.suite.stride, sliding.suite.samples) == ("sliding", 256, 10)
     assert sliding.settings.lengths == parse_lengths("4k,8k,32k,64k,96k,128k,256k")
     assert long.settings.lengths == tuple(2**power * K for power in range(3, 12))
