@@ -43,7 +43,7 @@ RECIPE_KEYS = ("model", "seed", "data", "execution", "launch", "stages")
 _DECIDED = {"model": "", "output": "", "resume": False, "revision": None}
 """Settings of commands that a recipe fills in when the stage's turn comes."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_PATHS = ("model", "training", "data", "source", "haystack", "factors")
+_PATHS = ("training", "data", "source", "haystack", "factors")
 """Settings that may be paths."""
 _RESERVED = ("report", "replaced", "factors", "lock", "texts", "extend.json", "recipe.yaml")
 """What else lies in the folder of a run."""
@@ -85,7 +85,7 @@ def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     stages = reader.stages()
     recipe = Recipe(
         name=path.stem,
-        content=_plain(content, path.parent),
+        content={**_plain(content, path.parent), "model": _plain(reader.given_model, path.parent)},
         model=reader.model,
         stages=stages,
         seed=reader.seed,
@@ -104,6 +104,7 @@ class _Reader:
         model = self._section("model", "name")
         resolve_place(model, "name")
         self.model = read_as(ModelChoice, model, "model")
+        self.given_model = model
         seed = content.get("seed", 0)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
             raise content.error("seed", f"seed is {seed!r}; give a whole number from 0 to {(1 << 32) - 1}")
