@@ -114,17 +114,17 @@ def _take_over(
         given = inputs[stage.name]
         key = key_of(given)
         before = old.stages.get(stage.name)
-        if before is None or before.key != key:
-            back = _aside(folder, stage.name, key).exists()
-            if before is not None:
-                if before.state != WAITING:
-                    changed = "; ".join(differences(before.inputs, given)[:3])
-                    what = "gives way to what these inputs gave before" if back else "is done again"
-                    progress.note(f"{stage.name} {what}, for it was started with other inputs: {changed}")
-                _put_aside(folder, stage.name, before, progress)
-                # Written before anything comes back, which must not be taken for what the old inputs gave.
-                old.stages[stage.name] = StageState(stage.kind, stage.describe(), given, key)
-                old.save(folder)
+        if before is not None and before.key != key:
+            if before.state != WAITING:
+                changed = "; ".join(differences(before.inputs, given)[:3])
+                back = _aside(folder, stage.name, key).exists()
+                what = "gives way to what these inputs gave before" if back else "is done again"
+                progress.note(f"{stage.name} {what}, for it was started with other inputs: {changed}")
+            _put_aside(folder, stage.name, before, progress)
+            # Written before anything comes back, which must not be taken for what the old inputs gave.
+            old.stages[stage.name] = before = StageState(stage.kind, stage.describe(), given, key)
+            old.save(folder)
+        if before is None or before.state == WAITING:
             before = _bring_back(folder, stage.name, key, progress)
         now = before or StageState(stage.kind, stage.describe(), given, key)
         now.told = stage.describe()
@@ -235,10 +235,13 @@ def _bring_back(folder: Path, name: str, key: str, progress: Progress) -> StageS
     """What a stage made when it was run with these inputs before, if it was."""
     aside = _aside(folder, name, key)
     found = RunState.read(aside.with_name(f".{aside.name}"))
-    if found is None or not aside.exists():
+    if found is None:
         return None
-    aside.rename(folder / name)
-    progress.note(f"{name}: what it made of these inputs before comes back from {aside.relative_to(folder)}")
+    if aside.exists():
+        aside.rename(folder / name)
+        progress.note(f"{name}: what it made of these inputs before comes back from {aside.relative_to(folder)}")
+    elif not (folder / name).exists():  # else it had come back when a run was killed
+        return None
     return found.stages[name]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_recipes import STAGES, Moments, Whole, carry_out, write_recipe
+from tiny_recipes import STAGES, START, Moments, Whole, carry_out, write_recipe
 from tiny_search import write_documents
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -96,6 +96,28 @@ def test_a_changed_setting_does_again_what_depends_on_it_and_no_more(whole: Whol
     _, seen = carry_out(changed, run)
     assert seen.ran == []
     assert {stage: tree(run / stage) for stage in STAGES} == others
+
+
+def test_results_that_come_back_are_not_lost_where_that_is_interrupted(whole: Whole, run: Path, tmp_path: Path) -> None:
+    class Stopped(BaseException):
+        """The process is gone, as far as the run can tell."""
+
+    class Stopping(Moments):
+        def strike(self) -> None:
+            raise Stopped
+
+    recipe = read_recipe(whole.recipe)
+    carry_out(read_recipe(whole.recipe, [CHANGE]), run)
+    _, seen = carry_out(recipe, shutil.copytree(run, tmp_path / "calm"))
+    moments = seen.moments[START]
+    assert moments.count("rename") == 2 * len(CHANGED)
+    for moment in range(1, len(moments) + 1):
+        folder = shutil.copytree(run, tmp_path / str(moment))
+        with pytest.raises(Stopped):
+            carry_out(recipe, folder, Stopping(START, moment))
+        _, seen = carry_out(recipe, folder)
+        assert seen.ran == [], f"stopped before moment {moment}, {moments[moment - 1]}"
+        assert {each: tree(folder / each) for each in STAGES} == {each: tree(whole.folder / each) for each in STAGES}
 
 
 def test_a_stage_that_left_the_recipe_comes_back_with_its_results(whole: Whole, run: Path) -> None:

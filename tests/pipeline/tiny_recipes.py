@@ -96,7 +96,10 @@ class Moments(Progress):
     def happens(self, what: str) -> None:
         self.moments[self.stage].append(what)
         if self._kill == (self.stage, len(self.moments[self.stage])):
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.strike()
+
+    def strike(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Whole(NamedTuple):
