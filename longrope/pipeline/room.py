@@ -1,0 +1,68 @@
+"""Whether there is room for a run: a folder to write to, disk for what its stages leave, memory for what they score."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from longrope.exceptions import RunExistsError, SettingsError
+from longrope.finetune.memory import GIB
+from longrope.pipeline.plan import plan
+from longrope.pipeline.stages import EvaluateStage, FinetuneStage, ReadjustStage, Recipe, SearchStage, Stage
+from longrope.pipeline.state import DONE, RunState
+
+
+class Room:
+    """The folder of a run, and the machine that it is on."""
+
+    def __init__(self, output: Path) -> None:
+        self._output = output.resolve()
+        # What is there already, in which the folder will be made.
+        self._there = next(path for path in (self._output, *self._output.parents) if path.exists())
+
+    def check_folder(self) -> None:
+        """Refuse a folder that cannot be written.
+
+        Raises:
+            RunExistsError: if something else is there.
+            SettingsError: if this user may not write there.
+        """
+        from longrope.pipeline.run import refuse_other
+
+        refuse_other(self._output)
+        if not self._there.is_dir():
+            raise RunExistsError(f"{self._there} is a file; give another output")
+        if not os.access(self._there, os.W_OK | os.X_OK):
+            raise SettingsError(f"{self._there} cannot be written; give another output")
+
+    def check(self, recipe: Recipe, note: Callable[[Stage | str, str], None]) -> None:
+        """Note what does not fit into memory while it is scored, and a disk that is too small.
+
+        Memory of a cluster is not known here; that of fine-tuning is checked with its other settings.
+
+        Raises:
+            InvalidInputError: if the model cannot be understood.
+        """
+        found = {stage.name: stage for stage in plan(recipe).stages}
+        for stage in recipe.stages:
+            if isinstance(stage, (SearchStage, ReadjustStage, EvaluateStage)):
+                if stage.settings.execution.ray_address is None:
+                    for line in found[stage.name].notes:
+                        if line.startswith("does not fit"):
+                            note(stage, line)
+        state = RunState.read(self._output)
+        done = {name for name, stage in (state.stages if state else {}).items() if stage.state == DONE}
+        needed = sum(stage.disk for name, stage in found.items() if name not in done)
+        free = shutil.disk_usage(self._there).free
+        if needed > free:
+            largest = max(found.values(), key=lambda stage: stage.disk)
+            hint = f"most of it by {largest.name}, {_gib(largest.disk)}"
+            if isinstance(next(stage for stage in recipe.stages if stage.name == largest.name), FinetuneStage):
+                hint += f"; fewer checkpoints take less: {largest.name}.save_limit=1"
+            note("output", f"the run will leave {_gib(needed)} in {self._there}, and {_gib(free)} are free; {hint}")
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.0f} MiB"
