@@ -80,7 +80,9 @@ def find_run(folder: Path, resume: bool) -> RunRecord | None:
                 f"output folder {folder} holds a run already; go on with it by --resume, or choose another"
             )
         return RunRecord.read(folder)
-    if folder.exists() and any(path.name not in _OWN for path in folder.iterdir()):
+    if folder.exists() and not all(
+        path.name in _OWN or path.name.startswith(f".{RUN_FILE}.") for path in folder.iterdir()
+    ):
         raise RunExistsError(f"output folder {folder} is not empty and holds no fine-tuning run; choose another")
     return None
 

@@ -8,25 +8,26 @@ their values.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
 from longrope.data.mixture import read_mixture
 from longrope.data.segments import SegmentStream
 from longrope.evaluation.methods import HF, LONG, LONGROPE, open_methods
+from longrope.evaluation.open_harness import check_installed, harness_lengths, open_harness
 from longrope.evaluation.settings import HarnessSettings
 from longrope.evaluation.suites import suite_opener
 from longrope.exceptions import InvalidInputError, SettingsError
 from longrope.export.two_lists import two_lists
 from longrope.finetune.run import check as check_finetuning
 from longrope.model.load import ModelSource
-from longrope.model.rope_config import ModelRope, read_rope
+from longrope.model.rope_config import SCHEDULE_FILE, ModelRope, read_rope
 from longrope.pipeline.extended import extended
 from longrope.pipeline.perform import scaled
 from longrope.pipeline.plan import model_source
@@ -51,8 +52,6 @@ from longrope.search.readjust import check_windows, readjust_problem
 from longrope.search.run import open_samples
 from longrope.search.search import check_target, search_problem
 from longrope.workers.settings import ExecutionSettings
-
-T = TypeVar("T")
 
 
 def dry_run(recipe: Recipe, output: str | Path, progress: Progress | None = None) -> list[str]:
@@ -89,14 +88,15 @@ class _DryRun:
     def check(self) -> None:
         """Find the problems of every stage."""
         room = Room(self._output)
-        self._try("output", room.check_folder)
-        config = self._try("model", self._source.load_config)
-        if config is None:
-            return
-        rope = self._try("model", lambda: read_rope(config, self._source.folder(weights=False)))
+        with self._noting("output"):
+            room.check_folder()
+        config = rope = None
+        with self._noting("model"):
+            config = self._source.load_config()
+            rope = read_rope(config, self._source.folder(weights=False))
         if rope is None:
             return
-        # Of the model as the recipe found it, as it was trained last, and with factors that it was not trained under.
+        # The RoPE that the recipe found, that the model was trained under last, and with factors searched since then.
         self._original = self._trained = self._rope = rope
         for stage in self._recipe.stages:
             self._progress.note(f"checking {stage.name}: {stage.describe()}")
@@ -111,67 +111,59 @@ class _DryRun:
                     self._evaluate(stage)
                 case ExportStage():
                     self._export(stage)
-        self._try("output", lambda: room.check(self._recipe, self._of))
+        with self._noting("output"):
+            room.check(self._recipe, config, self._note)
 
-    def _try(self, place: Stage | str, check: Callable[[], T]) -> T | None:
-        """What a check returns; None where it finds a problem, which is noted."""
+    @contextmanager
+    def _noting(self, place: Stage | str) -> Iterator[None]:
+        """A check; if it finds a problem, that is noted, and what follows the block goes on."""
         try:
-            return check()
+            yield
         except InvalidInputError as error:
-            self._of(place, str(error))
-            return None
+            self._note(place, str(error))
 
-    def _of(self, place: Stage | str, problem: str) -> None:
-        """Note a problem."""
+    def _note(self, place: Stage | str, problem: str) -> None:
         where = place if isinstance(place, str) else f"{place.where}: {place.name}"
         self.problems.append(f"{where}: {problem}")
 
     # --- Stages ---
 
     def _search(self, stage: SearchStage) -> None:
-        settings = stage.settings
-        target = settings.target_length
-        model = self._model(stage, settings.execution, self._rope)
-        if model is not None:
-            self._try(stage, lambda: check_target(model, target))
-            samples = self._try(
-                stage, lambda: open_samples(settings.data, model.tokenizer, target, settings.seed, self._progress)
-            )
-            if samples is not None and target > self._rope.window:
-                problem = self._try(stage, lambda: search_problem(model, settings, samples=samples))
-                if problem is not None:
-                    sizes = settings.algorithm.genetic(target)
-                    self._try(stage, lambda: GeneticSearch(problem.space, problem.seeds, sizes, settings.seed))
+        settings, target = stage.settings, stage.settings.target_length
+        with self._noting(stage):
+            model = self._model(settings.execution, self._rope)
+            with self._noting(stage):
+                check_target(model, target)
+            samples = open_samples(settings.data, model.tokenizer, target, settings.seed, self._progress)
+            if target > self._rope.window:
+                problem = search_problem(model, settings, samples=samples)
+                GeneticSearch(problem.space, problem.seeds, settings.algorithm.genetic(target), settings.seed)
         self._rope = extended(self._rope, target)
 
     def _finetune(self, stage: FinetuneStage) -> None:
-        settings, launch = stage.settings, stage.launch
-        schedule = self._try(stage, lambda: self._training_windows(stage))
-        if schedule is None:
-            self._rope = self._trained = extended(self._rope, settings.seq_length)
-            return
-        file = self._scratch / f"{stage.name}.json"
-        schedule.save(file)
-        given = replace(
-            settings,
-            model=self._source.name,
-            revision=self._source.revision,
-            factors=str(file),
-            output=str(self._output / stage.name),
-        )
-
-        def check() -> bool:
+        settings, launch, count = stage.settings, stage.launch, len(self.problems)
+        schedule = extended(self._rope, settings.seq_length).schedule()
+        with self._noting(stage):
+            schedule = self._training_windows(stage)
+            file = self._scratch / f"{stage.name}.json"
+            schedule.save(file)
             if find_spec("accelerate") is None:
                 raise SettingsError("fine-tuning needs accelerate; pip install 'longrope[finetune]'")
             device = launch.choose_device()
-            plan = launch.resolve(torch.cuda.device_count() if device == "cuda" else 0, given.zero)
-            check_finetuning(given.on(plan.processes), plan, device, self._progress.note)
-            return True
-
-        if not self._try(stage, check):  # which may have come before its data were read
-            self._try(stage, lambda: self._first_segment(stage))
-        window = schedule.windows[-1].max_length
-        self._rope = self._trained = ModelRope(self._rope.architecture, schedule, window)
+            plan = launch.resolve(torch.cuda.device_count() if device == "cuda" else 0, settings.zero)
+            given = replace(
+                settings.on(plan.processes),
+                model=self._source.name,
+                revision=self._source.revision,
+                factors=str(file),
+                output=str(self._output / stage.name),
+            )
+            check_finetuning(given, plan, device, self._progress.note)
+        if len(self.problems) > count:  # which may have been found before the data were read
+            with self._noting(stage):
+                mixture = read_mixture(settings.data, field=settings.field, split=settings.split)
+                next(SegmentStream(mixture, self._source.load_tokenizer(), settings.seq_length, settings.seed))
+        self._rope = self._trained = replace(self._rope, policy=schedule, window=schedule.windows[-1].max_length)
 
     def _training_windows(self, stage: FinetuneStage) -> FactorSchedule:
         """The windows under which a stage trains."""
@@ -183,73 +175,59 @@ class _DryRun:
         else:
             loaded = load_factors(chosen)
             schedule = loaded if isinstance(loaded, FactorSchedule) else rope.extended_by(loaded)
-            schedule.reference.check_fits(rope.rope_theta, rope.rotary_dim)
         return schedule if stage.keep_windows else FactorSchedule(schedule.windows[-1:])
 
-    def _first_segment(self, stage: FinetuneStage) -> None:
-        settings = stage.settings
-        mixture = read_mixture(settings.data, field=settings.field, split=settings.split)
-        next(SegmentStream(mixture, self._source.load_tokenizer(), settings.seq_length, settings.seed))
-
     def _readjust(self, stage: ReadjustStage) -> None:
-        settings = stage.settings
-        windows = sorted(set(settings.windows))
-        schedule = self._rope.schedule()
-        fits = self._try(stage, lambda: check_windows(schedule, windows) is None)
-        model = self._model(stage, settings.execution, self._rope)
-        for window in windows:
-            if model is None:
-                continue
-            samples = self._try(
-                stage, lambda: open_samples(settings.data, model.tokenizer, window, settings.seed, self._progress)
-            )
-            if samples is not None and fits:
-                self._try(
-                    stage, lambda: readjust_problem(model.rope, schedule, window, settings.algorithm, samples=samples)
-                )
-        if fits:
+        settings, windows = stage.settings, sorted(set(stage.settings.windows))
+        schedule = found = self._rope.schedule()
+        with self._noting(stage):
+            check_windows(found, windows)
             for window in windows:
                 schedule = schedule.with_window(schedule.factors_for(window), window)
-            self._rope = replace(self._rope, policy=schedule)
+        with self._noting(stage):
+            model = self._model(settings.execution, self._rope)
+            for window in windows:
+                samples = open_samples(settings.data, model.tokenizer, window, settings.seed, self._progress)
+                readjust_problem(model.rope, found, window, settings.algorithm, samples=samples)
+        self._rope = replace(self._rope, policy=schedule)
 
     def _evaluate(self, stage: EvaluateStage) -> None:
         settings, suite = stage.settings, stage.suite
-        rope = self._original if stage.model == ORIGINAL else self._trained
-        model = self._model(stage, settings.execution, rope)
-        if model is None:
-            return
-        names = settings.methods or ((HF,) if stage.model == EXPORTED else ())
-        is_extended = stage.model == ORIGINAL or self._rope is self._original
-        file = None if is_extended else self._scratch / f"{stage.name}.json"
-        if file is not None:
-            self._rope.schedule().save(file)
-        factors = str(file) if file is not None and (not names or {LONGROPE, LONG} & set(names)) else None
-        output = str(self._output / stage.name)
-        if isinstance(suite, HarnessSettings):
-            from longrope.evaluation.open_harness import check_installed, harness_lengths, open_harness
-
-            def check() -> None:
+        with self._noting(stage):
+            model = self._model(settings.execution, self._original if stage.model == ORIGINAL else self._trained)
+            names = settings.methods or ((HF,) if stage.model == EXPORTED else ())
+            factors = None
+            if stage.model != ORIGINAL and (not names or {LONGROPE, LONG} & set(names)):
+                factors = self._factors_file(stage)
+            if isinstance(suite, HarnessSettings):
                 check_installed()
                 lengths = harness_lengths(suite, factors, model)
+                output = str(self._output / stage.name)
                 open_harness(suite, replace(settings, lengths=lengths, output=output), model, self._progress)
+                return
+            if stage.model != EXPORTED:  # whose config is not there yet
+                with self._noting(stage):
+                    open_methods(model.rope, settings.lengths, factors, names, model.config)
+            suite_opener(settings, suite)(model, self._progress)
 
-            self._try(stage, check)
-            return
-        if stage.model != EXPORTED:  # whose config does not exist yet
-            self._try(stage, lambda: open_methods(rope, settings.lengths, factors, names, model.config))
-        self._try(stage, lambda: suite_opener(settings, suite)(model, self._progress))
+    def _factors_file(self, stage: Stage) -> str | None:
+        """All windows of the model as it is before a stage; None where nothing extends it."""
+        if self._rope is self._original and not (self._source.folder(weights=False) / SCHEDULE_FILE).exists():
+            return None
+        file = self._scratch / f"{stage.name}.json"
+        self._rope.schedule().save(file)
+        return str(file)
 
     def _export(self, stage: ExportStage) -> None:
-        settings = stage.settings
-        self._try(stage, lambda: two_lists(self._rope.schedule(), settings.short_window, settings.single_list))
+        with self._noting(stage):
+            two_lists(self._rope.schedule(), stage.settings.short_window, stage.settings.single_list)
 
     # --- The model ---
 
-    def _model(self, stage: Stage, execution: ExecutionSettings, rope: ModelRope) -> LoadedModel | None:
+    def _model(self, execution: ExecutionSettings, rope: ModelRope) -> LoadedModel:
         """The model as a stage opens it, with the RoPE that it then has."""
         trusting = replace(execution, trust_remote_code=self._source.trust_remote_code)
-        found = self._try(stage, lambda: self._opened(trusting))
-        return None if found is None else replace(found, rope=rope)
+        return replace(self._opened(trusting), rope=rope)
 
     def _open(self, execution: ExecutionSettings) -> LoadedModel:
         model = open_model(self._source.name, execution, self._source.revision)

@@ -208,8 +208,7 @@ class Probe:
                 report_to=(),
             )
             self._progress.note(f"measuring {STEPS} training steps of {batch} segment(s)")
-            with ProcessPoolExecutor(1, mp_context=SPAWN) as process:
-                taken = process.submit(_train, short, launch).result()
+            taken = run_apart(short, launch)
             lines = map(json.loads, (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
             speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
         steps = [batch * settings.seq_length / speed for speed in speeds]
@@ -252,11 +251,21 @@ def _for_a_while(tasks: Sequence[Any], workers: int) -> Iterator[Any]:
         yield task
 
 
-def _train(settings: FinetuneSettings, launch: LaunchSettings) -> float:
-    """Seconds of a whole run; what it prints goes to standard error, for standard output is the plan's."""
+def run_apart(settings: FinetuneSettings, launch: LaunchSettings) -> float:
+    """Seconds of a training run, in a process of its own, for training leaves much behind in its process."""
+    with ProcessPoolExecutor(1, mp_context=SPAWN) as process:
+        return process.submit(_run_quietly, settings, launch).result()
+
+
+def _run_quietly(settings: FinetuneSettings, launch: LaunchSettings) -> float:
+    os.dup2(2, 1)  # standard output is the plan's
+    return run_here(settings, launch)
+
+
+def run_here(settings: FinetuneSettings, launch: LaunchSettings) -> float:
+    """The same in this process."""
     from longrope.finetune.run import finetune
 
-    os.dup2(2, 1)
     began = time.perf_counter()
     finetune(settings, launch, tell=lambda line: None)
     return time.perf_counter() - began

@@ -43,7 +43,8 @@ RECIPE_KEYS = ("model", "seed", "data", "execution", "launch", "stages")
 _DECIDED = {"model": "", "output": "", "resume": False, "revision": None}
 """Settings of commands that a recipe fills in when the stage's turn comes."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_RESERVED = ("factors", "lock", "replaced", "report", "texts")
+_RESERVED = ("report", "replaced", "factors", "lock", "texts", "extend.json", "recipe.yaml")
+"""What else lies in the folder of a run."""
 
 
 def ready_recipes() -> dict[str, Path]:
@@ -135,7 +136,9 @@ class _Reader:
             if not isinstance(options, Section):
                 raise item.error(kind, f"the settings of {kind} are no mapping; write its keys below it")
             name = stage_name(kind, options)
-            if not _NAME.fullmatch(name) or name in _RESERVED:
+            if name in _RESERVED:
+                raise options.error("name", f"name {name!r} is that of something else in the run's folder; use another")
+            if not _NAME.fullmatch(name):
                 raise options.error("name", f"name {name!r} cannot be that of a folder; use letters, digits, - and .")
             if name in found:
                 raise item.error(
@@ -248,10 +251,10 @@ class _Reader:
     def _share(self, given: Section, key: str, shared: Section) -> None:
         """Put what all stages share under what a stage says itself."""
         own = _mapping(given, key)
-        resolve_place(own, "source")
         if not own and not shared:
             return
         both = merged(own.path, own.line, shared, own)
+        resolve_place(both, "source")
         given[key], given.places[key] = both, given.where(key) if key in given else given.where()
 
     def _section(self, key: str, short: str | None = None) -> Section:

@@ -6,11 +6,21 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from longrope.exceptions import RunExistsError, SettingsError
 from longrope.finetune.memory import GIB
+from longrope.pipeline.disk import saved_bytes
 from longrope.pipeline.plan import plan
-from longrope.pipeline.stages import EvaluateStage, FinetuneStage, ReadjustStage, Recipe, SearchStage, Stage
+from longrope.pipeline.run import refuse_other
+from longrope.pipeline.stages import (
+    EvaluateStage,
+    FinetuneStage,
+    ReadjustStage,
+    Recipe,
+    SearchStage,
+    Stage,
+)
 from longrope.pipeline.state import DONE, RunState
 
 
@@ -29,38 +39,44 @@ class Room:
             RunExistsError: if something else is there.
             SettingsError: if this user may not write there.
         """
-        from longrope.pipeline.run import refuse_other
-
         refuse_other(self._output)
         if not self._there.is_dir():
             raise RunExistsError(f"{self._there} is a file; give another output")
         if not os.access(self._there, os.W_OK | os.X_OK):
             raise SettingsError(f"{self._there} cannot be written; give another output")
 
-    def check(self, recipe: Recipe, note: Callable[[Stage | str, str], None]) -> None:
+    def check(self, recipe: Recipe, config: Any, note: Callable[[Stage | str, str], None]) -> None:
         """Note what does not fit into memory while it is scored, and a disk that is too small.
 
-        Memory of a cluster is not known here; that of fine-tuning is checked with its other settings.
+        Memory of fine-tuning is checked with its other settings.
+
+        Args:
+            config: of the model.
+            note: is told of problems, and where they are.
 
         Raises:
             InvalidInputError: if the model cannot be understood.
         """
-        found = {stage.name: stage for stage in plan(recipe).stages}
+        planned = plan(recipe)
+        found = {stage.name: stage for stage in planned.stages}
+        disk = {name: stage.disk for name, stage in found.items()}
         for stage in recipe.stages:
-            if isinstance(stage, (SearchStage, ReadjustStage, EvaluateStage)):
-                if stage.settings.execution.ray_address is None:
-                    for line in found[stage.name].notes:
-                        if line.startswith("does not fit"):
-                            note(stage, line)
+            if isinstance(stage, FinetuneStage) and stage.settings.method != "full":  # adapters are folded in after it
+                disk[stage.name] += planned.parameters * saved_bytes(config)
+            if not isinstance(stage, (SearchStage, ReadjustStage, EvaluateStage)):
+                continue
+            misfits = [line for line in found[stage.name].notes if line.startswith("does not fit")]
+            if misfits and stage.settings.execution.ray_address is None:  # the memory of a cluster is not known here
+                note(stage, misfits[0])
         state = RunState.read(self._output)
         done = {name for name, stage in (state.stages if state else {}).items() if stage.state == DONE}
-        needed = sum(stage.disk for name, stage in found.items() if name not in done)
+        needed = sum(size for name, size in disk.items() if name not in done)
         free = shutil.disk_usage(self._there).free
         if needed > free:
-            largest = max(found.values(), key=lambda stage: stage.disk)
-            hint = f"most of it by {largest.name}, {_gib(largest.disk)}"
-            if isinstance(next(stage for stage in recipe.stages if stage.name == largest.name), FinetuneStage):
-                hint += f"; fewer checkpoints take less: {largest.name}.save_limit=1"
+            largest = max(disk, key=lambda name: disk[name])
+            hint = f"{largest} leaves {_gib(disk[largest])}"
+            if found[largest].kind == FinetuneStage.kind:
+                hint += f", less with {largest}.save_limit=1"
             note("output", f"the run will leave {_gib(needed)} in {self._there}, and {_gib(free)} are free; {hint}")
 
 

@@ -29,7 +29,7 @@ from longrope.runs.locks import FolderLock
 from longrope.runs.progress import Progress
 
 REPLACED = "replaced"
-REPORT = "report"
+REPORT, PAGE_FILE = "report", "report.html"
 TEXTS = "texts"
 """What may lie in the folder of a run before it begins: text that was written for it."""
 _LOCK = "lock"
@@ -85,7 +85,7 @@ def refuse_other(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise RunExistsError(f"output {folder} is a file; give a folder")
     state = RunState.read(folder)
-    if state is None and folder.exists() and any(each.name not in (_LOCK, TEXTS) for each in folder.iterdir()):
+    if state is None and folder.exists() and not all(map(_is_own, folder.iterdir())):
         raise RunExistsError(f"output folder {folder} is not empty and holds no run of a recipe; choose another")
 
 
@@ -118,18 +118,25 @@ def _take_over(
         given = inputs[stage.name]
         key = key_of(given)
         before = old.stages.get(stage.name)
-        if before is not None and before.key != key:
-            if before.state != WAITING:
-                changed = "; ".join(differences(before.inputs, given)[:3])
-                progress.note(f"{stage.name} is done again, for it was started with other inputs: {changed}")
-            _put_aside(folder, stage.name, before, progress)
-            before = _bring_back(folder, stage.name, key)
+        if before is None or before.key != key:
+            back = _aside(folder, stage.name, key).exists()
+            if before is not None:
+                if before.state != WAITING:
+                    changed = "; ".join(differences(before.inputs, given)[:3])
+                    what = "gives way to what these inputs gave before" if back else "is done again"
+                    progress.note(f"{stage.name} {what}, for it was started with other inputs: {changed}")
+                _put_aside(folder, stage.name, before, progress)
+                # Written before anything comes back, which must not be taken for what the old inputs gave.
+                old.stages[stage.name] = StageState(stage.kind, stage.describe(), given, key)
+                old.save(folder)
+            before = _bring_back(folder, stage.name, key, progress)
         now = before or StageState(stage.kind, stage.describe(), given, key)
         now.told = stage.describe()
         if now.state == RUNNING:  # its process was killed
             sign = last_sign(folder / stage.name)
             if now.started is not None and sign is not None:
                 now.seconds += max(sign - now.started, 0.0)
+            now.started = None
         if now.state == DONE and not is_there(stage, point, folder / stage.name):
             progress.note(f"{stage.name} was done, but what it made is gone; it is done again")
             now = StageState(stage.kind, stage.describe(), given, key)
@@ -148,9 +155,11 @@ def start(recipe: Recipe) -> Point:
 
 
 def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress, changed: bool) -> ExtendReport:
-    text = yaml.safe_dump(recipe.content, sort_keys=False)
+    text, page = yaml.safe_dump(recipe.content, sort_keys=False), folder / REPORT / PAGE_FILE
+    state.save(folder)  # first, for by it a folder is known to hold a run
     write_text_atomically(folder / RECIPE_FILE, text)
-    state.save(folder)
+    if changed:
+        page.unlink(missing_ok=True)
     point = start(recipe)
     for number, stage in enumerate(recipe.stages, 1):
         own, now = folder / stage.name, state.stages[stage.name]
@@ -161,6 +170,7 @@ def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress, chan
             changed, state.finished = True, None
             now.begin()
             state.save(folder)
+            page.unlink(missing_ok=True)  # of what was there before
             progress.note(heading)
             try:
                 now.results = perform(stage, point, own, text, progress)
@@ -176,14 +186,11 @@ def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress, chan
     if changed or state.finished is None:
         state.finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         state.save(folder)
-    page = _write_report(folder, progress, changed)
-    return ExtendReport(folder, state, None if point.exported is None else Path(point.exported), page)
+    exported = None if point.exported is None else Path(point.exported)
+    return ExtendReport(folder, state, exported, page if page.exists() else _write_report(folder, progress))
 
 
-def _write_report(folder: Path, progress: Progress, changed: bool) -> Path | None:
-    page = folder / REPORT / "report.html"
-    if page.exists() and not changed:
-        return page
+def _write_report(folder: Path, progress: Progress) -> Path | None:
     missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
     if missing:
         progress.note(f"no report: {missing[0]} is not installed (pip install longrope[report])")
@@ -198,24 +205,34 @@ def _put_aside(folder: Path, name: str, before: StageState, progress: Progress) 
     own = folder / name
     if not own.exists():
         return
-    aside = folder / REPLACED / f"{name}-{before.key}"
+    aside = _aside(folder, name, before.key)
     if aside.exists():  # made twice of the same inputs
         number = 2
         while (other := aside.with_name(f"{aside.name}-{number}")).exists():
             number += 1
         aside = other
     aside.parent.mkdir(exist_ok=True)
-    RunState(name, {name: before}).save(folder / REPLACED / f".{name}-{before.key}")
+    RunState(name, {name: before}).save(aside.with_name(f".{name}-{before.key}"))
     own.rename(aside)
     progress.note(f"{name}: what it made before lies in {aside.relative_to(folder)}")
 
 
-def _bring_back(folder: Path, name: str, key: str) -> StageState | None:
+def _bring_back(folder: Path, name: str, key: str, progress: Progress) -> StageState | None:
     """What a stage made when it was run with these inputs before, if it was."""
-    aside, record = folder / REPLACED / f"{name}-{key}", folder / REPLACED / f".{name}-{key}"
-    if not (aside.exists() and (record / STATE_FILE).exists()):
+    aside = _aside(folder, name, key)
+    found = RunState.read(aside.with_name(f".{aside.name}"))
+    if found is None or not aside.exists():
         return None
-    found = RunState.read(record)
-    assert found is not None
     aside.rename(folder / name)
+    progress.note(f"{name}: what it made of these inputs before comes back from {aside.relative_to(folder)}")
     return found.stages[name]
+
+
+def _aside(folder: Path, name: str, key: str) -> Path:
+    """Where the folder of a stage lies while the recipe says something else; its state lies beside it."""
+    return folder / REPLACED / f"{name}-{key}"
+
+
+def _is_own(path: Path) -> bool:
+    """Whether this may lie in the folder before the state does: of a run that was killed early, or made for it."""
+    return path.name in (_LOCK, TEXTS) or path.name.startswith(f".{STATE_FILE}.")

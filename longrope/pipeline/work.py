@@ -87,7 +87,8 @@ def _searched(problem: Problem, sizes: GeneticSettings, data: DataSettings) -> l
     counts = [1, rounds[0] - 1, *rounds[1:]]
     # What is asked for twice is scored once. The best candidate, and mostly the best without n_hat, are among those
     # that the search has scored already; held-out documents know neither.
-    on_search = {method.at(length) for method in problem.methods}
+    seeds = {problem.space.quantise(seed) for seed in problem.seeds}
+    on_search = {method.at(length) for method in problem.methods} - seeds
     on_held_out = {(method.at(scored), scored) for method in problem.methods for scored in _scored(problem, method)}
     new = 2 if any(problem.space.n_hat_choices) else 1
     lengths = Counter(scored for _, scored in on_held_out)

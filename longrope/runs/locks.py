@@ -35,6 +35,8 @@ def lock_run(descriptor: int, path: Path) -> None:
 class FolderLock:
     """The lock of a run's folder, taken by :meth:`acquire` and given back by :meth:`release` or with the process.
 
+    Children hold it as well only where they are started with its descriptors.
+
     Args:
         file: of the folder; empty, it stays there.
     """
@@ -61,6 +63,7 @@ class FolderLock:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
+        _taken.add(self)
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -72,3 +75,16 @@ class FolderLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+            _taken.discard(self)
+
+
+_taken: set[FolderLock] = set()
+
+
+def _let_go() -> None:
+    """A forked child, such as one that reads data, has no part in the lock: it may live longer than its parent."""
+    for lock in tuple(_taken):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_let_go)

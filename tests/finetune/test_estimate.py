@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import weakref
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from living_tensors import Peak
 from tiny_models import tiny_config
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -246,30 +244,6 @@ def test_what_a_layer_saves_is_what_autograd_saves(method: str, zero: int, tile:
     measured = sum(each.untyped_storage().nbytes() for each in saved.values())
     around, mlp, _ = _layer(ModelShape.of(config), given, numbers, tokens)
     assert around + mlp == pytest.approx(measured, rel=0.02)
-
-
-class Peak(TorchDispatchMode):
-    """Follows the bytes of all tensors that live."""
-
-    def __init__(self, known: Iterable[torch.Tensor]) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self._seen = {each.untyped_storage()._cdata for each in known}
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        for each in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(each, torch.Tensor) and each.untyped_storage()._cdata not in self._seen:
-                storage = each.untyped_storage()
-                self._seen.add(storage._cdata)
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
-        self.most = max(self.most, self.now)
-        return out
-
-    def _gone(self, storage: int, size: int) -> None:
-        self._seen.discard(storage)
-        self.now -= size
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,190 @@
+"""A recipe as a run: what is done is not done again, what changed is, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_recipes import STAGES, Moments, Whole, carry_out, write_recipe
+from tiny_search import write_documents
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from longrope.cli.outcome import print_status
+from longrope.data.documents import read_documents
+from longrope.data.samples import draw_samples
+from longrope.exceptions import DataError, RunExistsError
+from longrope.pipeline.recipe import read_recipe
+from longrope.pipeline.run import extend
+from longrope.pipeline.state import DONE, FAILED, WAITING, open_state
+from longrope.rope.policy import FactorSchedule, load_factors
+from longrope.runs.journal import read_journal
+
+CHANGE = "readjust.algorithm.iterations=1"
+CHANGED = ["readjust", "after", "export", "served"]
+
+
+@pytest.fixture
+def run(whole: Whole, tmp_path: Path) -> Path:
+    """The finished run, in a folder that may be changed."""
+    return shutil.copytree(whole.folder, tmp_path / "run")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file by its place."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_does_its_stages_in_their_order(whole: Whole) -> None:
+    assert whole.seen.ran == list(STAGES)
+    state = open_state(whole.folder)
+    assert [stage.state for stage in state.stages.values()] == [DONE] * len(STAGES)
+    assert state.finished is not None
+    schedule = load_factors(whole.folder / "export" / "longrope.json")
+    assert isinstance(schedule, FactorSchedule)
+    assert [window.max_length for window in schedule.windows] == [64, 128, 256]
+    searched = load_factors(whole.folder / "search-256" / "factors.json")
+    assert schedule.windows[-1].factors.lambdas == searched.lambdas
+    assert (whole.folder / "export" / "recipe.yaml").read_text() == (whole.folder / "recipe.yaml").read_text()
+
+
+def test_the_exported_folder_measures_as_plain_transformers_computes_it(whole: Whole, documents_file: Path) -> None:
+    folder = whole.folder / "export"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    documents = draw_samples(read_documents(documents_file), tokenizer, 256, 3, 0, 0).search
+    rows = {row["length"]: row for row in open_state(whole.folder).stages["served"].results["table"]}
+    assert set(rows) == {64, 256}
+    for length, row in rows.items():
+        losses = []
+        for document in documents:
+            tokens = torch.from_numpy(document.tokens[-length:].astype("int64"))[None]
+            with torch.no_grad():
+                logits = model(tokens).logits[0, -64:-1]
+            losses.append(torch.nn.functional.cross_entropy(logits.double(), tokens[0, -63:]))
+        assert row["perplexity"] == pytest.approx(float(torch.stack(losses).mean().exp()), rel=1e-5)
+
+
+def test_the_same_call_again_does_nothing(whole: Whole, run: Path) -> None:
+    before = tree(run)
+    report, seen = carry_out(read_recipe(whole.recipe), run)
+    assert seen.ran == []
+    assert [note.rpartition(": ")[2].split(",")[0] for note in seen.notes] == ["done before"] * len(STAGES)
+    assert tree(run) == before
+    assert report.exported == run / "export"
+
+
+def test_a_changed_setting_does_again_what_depends_on_it_and_no_more(whole: Whole, run: Path) -> None:
+    changed = read_recipe(whole.recipe, [CHANGE])
+    _, seen = carry_out(changed, run)
+    assert seen.ran == CHANGED
+    said = seen.notes[: next(i for i, note in enumerate(seen.notes) if note.startswith("[1/"))]
+    why = "is done again, for it was started with other inputs"
+    assert f"readjust {why}: settings.algorithm.iterations: 1, was 2" in said
+    assert [note.partition(f" {why}: ")[0] for note in said if why in note] == CHANGED
+    assert read_journal(run / "readjust" / "window-64" / "evaluations.jsonl")[0]["iterations"] == 1
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["stages"][4]["readjust"]["algorithm"]["iterations"] == 1
+    others = {stage: tree(run / stage) for stage in STAGES}
+
+    _, seen = carry_out(read_recipe(whole.recipe), run)
+    assert seen.ran == []
+    assert [note.partition(":")[0] for note in seen.notes if "comes back from replaced" in note] == CHANGED
+    assert {stage: tree(run / stage) for stage in STAGES} == {stage: tree(whole.folder / stage) for stage in STAGES}
+
+    _, seen = carry_out(changed, run)
+    assert seen.ran == []
+    assert {stage: tree(run / stage) for stage in STAGES} == others
+
+
+def test_a_stage_that_left_the_recipe_comes_back_with_its_results(whole: Whole, run: Path) -> None:
+    content = yaml.safe_load(whole.recipe.read_text())
+    content["stages"] = [stage for stage in content["stages"] if stage != content["stages"][5]]
+    shorter = run.parent / "shorter.yaml"
+    shorter.write_text(yaml.safe_dump(content))
+    _, seen = carry_out(read_recipe(shorter), run)
+    assert seen.ran == []
+    assert not (run / "after").exists()
+    _, seen = carry_out(read_recipe(whole.recipe), run)
+    assert seen.ran == []
+    assert tree(run / "after") == tree(whole.folder / "after")
+
+
+def test_a_stage_whose_folder_is_gone_is_done_again(whole: Whole, run: Path) -> None:
+    shutil.rmtree(run / "search-256")
+    _, seen = carry_out(read_recipe(whole.recipe), run)
+    assert seen.ran == ["search-256"]
+    assert "search-256 was done, but what it made is gone; it is done again" in seen.notes
+    found, before = (load_factors(folder / "search-256" / "factors.json") for folder in (run, whole.folder))
+    assert found.lambdas == before.lambdas
+
+
+def test_a_second_process_is_refused_while_the_first_one_runs(whole: Whole, run: Path) -> None:
+    recipe, refused = read_recipe(whole.recipe), []
+
+    class Joined(Moments):
+        """Another process wants the folder in the middle of a stage."""
+
+        def begin(self, description: str, total: int | None) -> None:
+            before = tree(run)
+            with pytest.raises(RunExistsError, match="is being written by another process") as caught:
+                extend(recipe, run)
+            refused.append(caught.value)
+            assert tree(run) == before
+
+    shutil.rmtree(run / "after")
+    carry_out(recipe, run, Joined())
+    assert len(refused) == 1
+    carry_out(recipe, run)  # and not any more
+
+
+def test_a_folder_with_something_else_is_refused_and_left_alone(whole: Whole, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunExistsError, match="is not empty and holds no run of a recipe"):
+        extend(read_recipe(whole.recipe), folder)
+    with pytest.raises(RunExistsError, match="is a file"):
+        extend(read_recipe(whole.recipe), folder / "thesis.txt")
+    assert tree(folder) == {"thesis.txt": b"years of work"}
+
+
+def test_a_stage_that_fails_says_why_and_is_gone_on_with_when_that_is_mended(
+    model_folder: Path, documents_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = write_documents(tmp_path / "short.jsonl", words=20)
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        model_folder,
+        documents_file,
+        f"""\
+model: MODEL
+execution: {{workers: 1}}
+stages:
+  - evaluate: {{suite: perplexity, model: original, source: DOCUMENTS, samples: 2, lengths: [64]}}
+  - search:
+      target_length: 128
+      data: {{source: {short}, samples: 2, held_out: 0}}
+      algorithm: {{population: 4, mutations: 1, crossovers: 1, iterations: 1, parents: 2, n_hat: [0]}}
+  - export:
+""",
+    )
+    run = tmp_path / "run"
+    with pytest.raises(DataError, match="128 tokens") as caught:
+        carry_out(read_recipe(recipe), run)
+    state = open_state(run)
+    assert [stage.state for stage in state.stages.values()] == [DONE, FAILED, WAITING]
+    assert state.stages["search-128"].error == str(caught.value)
+    assert state.finished is None
+    capsys.readouterr()
+    print_status(state)
+    told = capsys.readouterr().out
+    assert "failed" in told
+    assert str(caught.value)[:20] in told
+
+    write_documents(short)
+    _, seen = carry_out(read_recipe(recipe), run)
+    assert seen.ran == ["search-128", "export"]
+    state = open_state(run)
+    assert [stage.state for stage in state.stages.values()] == [DONE] * 3
+    assert state.stages["search-128"].error is None
