@@ -111,8 +111,11 @@ class _DryRun:
                     self._evaluate(stage)
                 case ExportStage():
                     self._export(stage)
-        with self._noting("output"):
+        try:
             room.check(self._recipe, config, self._note)
+        except InvalidInputError as error:
+            if not self.problems:  # otherwise the plan ends at a stage that was refused already
+                self._note("output", str(error))
 
     @contextmanager
     def _noting(self, place: Stage | str) -> Iterator[None]:

@@ -39,9 +39,9 @@ class Room:
             RunExistsError: if something else is there.
             SettingsError: if this user may not write there.
         """
-        refuse_other(self._output)
         if not self._there.is_dir():
             raise RunExistsError(f"{self._there} is a file; give another output")
+        refuse_other(self._output)
         if not os.access(self._there, os.W_OK | os.X_OK):
             raise SettingsError(f"{self._there} cannot be written; give another output")
 
@@ -69,8 +69,10 @@ class Room:
             if misfits and stage.settings.execution.ray_address is None:  # the memory of a cluster is not known here
                 note(stage, misfits[0])
         state = RunState.read(self._output)
-        done = {name for name, stage in (state.stages if state else {}).items() if stage.state == DONE}
-        needed = sum(size for name, size in disk.items() if name not in done)
+        for name, known in (state.stages if state else {}).items():
+            if known.state == DONE:
+                disk.pop(name, None)
+        needed = sum(disk.values())
         free = shutil.disk_usage(self._there).free
         if needed > free:
             largest = max(disk, key=lambda name: disk[name])
