@@ -66,14 +66,15 @@ def _print(found: Plan) -> None:
 
     from longrope.cli.outcome import console
 
-    of = "cpu" if found.device == "cpu" else f"{found.devices} x {found.device}"
+    on_gpus = found.device != "cpu"
+    of = f"{found.devices} x {found.device}" if on_gpus else "a CPU"
     title = f"{found.recipe}: {found.model}, {found.parameters / 1e9:.3g}B parameters, on {of}"
-    held = "workers" if found.device == "cpu" else "GPUs"
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table()
     drawn.add_column("stage", no_wrap=True)
-    for name in ("work", "FLOPs", held, "time", "GPU-hours", f"memory of {'host' if held == 'workers' else 'GPU'}"):
-        drawn.add_column(name, justify="right")
-    drawn.add_column("disk", justify="right")
+    costs = ("GPUs", "time", "GPU-hours", "GPU memory") if on_gpus else ("workers", "time", "host memory")
+    for name in ("work", "FLOPs", *costs):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    drawn.add_column("disk", justify="right", no_wrap=True)
     drawn.add_column("fits")
     for stage in found.stages:
         drawn.add_row(
@@ -82,17 +83,28 @@ def _print(found: Plan) -> None:
             _flops(stage.flops),
             str(stage.devices or ""),
             _duration(stage),
-            _hours(found.stage_gpu_hours(stage)),
+            *([_hours(found.stage_gpu_hours(stage))] if on_gpus else []),
             _bytes(stage.memory),
             _bytes(stage.disk),
             "yes" if stage.fits else "[bold]no[/bold]",
         )
     drawn.add_section()
+    known = [stage for stage in found.stages if stage.seconds is not None]
+    seconds = sum(stage.seconds or 0.0 for stage in known)
+    over = "over " if len(known) < len(found.stages) else ""
     drawn.add_row(
-        "total", "", _flops(found.flops), "", _time(found.seconds), _hours(found.gpu_hours), "", _bytes(found.disk),
+        "total",
+        "",
+        over + _flops(found.flops),
+        "",
+        over + _time(seconds) if seconds else "unknown",
+        *([over + _hours(sum(found.stage_gpu_hours(stage) or 0.0 for stage in known))] if on_gpus else []),
+        "",
+        _bytes(found.disk),
         "yes" if found.fits else "[bold]no[/bold]",
-    )  # fmt: skip
+    )
     out = console()
+    out.print(title, markup=False, soft_wrap=True)
     out.print(drawn)
     told: dict[str, list[str]] = {}
     for stage in found.stages:
@@ -114,11 +126,15 @@ def _duration(stage: StagePlan) -> str:
 def _time(seconds: float | None) -> str:
     from longrope.finetune.estimate import format_duration
 
-    return "unknown" if seconds is None else format_duration(seconds)
+    if seconds is None:
+        return "unknown"
+    return format_duration(seconds) if seconds else ""
 
 
 def _hours(hours: float | None) -> str:
-    return "" if hours is None else f"{hours:.3g}" if hours < 100 else f"{hours:.0f}"
+    if hours is None:
+        return "unknown"
+    return (f"{hours:.3g}" if hours < 100 else f"{hours:.0f}") if hours else ""
 
 
 def _flops(flops: float | None) -> str:

@@ -23,8 +23,8 @@ class Utilisation:
         scoring: of the peak, in forward passes. FlashAttention 2 on an A100 reads 100k to 1M tokens of Llama-3-8B at 50
             to 54%; on an H100 cuDNN's kernel alone reaches 54%, FlashAttention 2 34%.
         training: of the peak, in segments over 64k, with what checkpointing computes again counted as work. torchtitan
-            19 to 22% (128k, 256k), DeepSpeed ALST 29 to 31% (160k to 3.7M): the systems that are most like this one,
-            worked out from their tokens/s. EasyContext reaches 33 to 51%.
+            19 to 21% (128k, 256k), DeepSpeed ALST 29 to 30% (160k to 3.7M): the systems that are most like this one,
+            worked out from their tokens/s. EasyContext reaches 33 to 52%.
         short_training: the same in shorter segments: torchtitan 37% (32k), EasyContext 50% (64k).
         generation: of the memory's bandwidth, while tokens are written one by one by transformers. Not measured.
 

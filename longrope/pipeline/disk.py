@@ -37,8 +37,8 @@ def training_bytes(shape: ModelShape, config: Any, settings: FinetuneSettings) -
     saves = settings.steps if not settings.save_steps else min(settings.save_steps, settings.steps)
     kept = min(settings.save_limit + 1, -(-settings.steps // saves))
     number = 4 if settings.precision == "fp32" else saved_bytes(config)
-    result = number * shape.parameters if full else (2 if settings.zero else 4) * trained
-    return kept * checkpoint + float(result)
+    adapter = 0 if full else (2 if settings.zero else 4) * trained  # which is folded into the model
+    return kept * checkpoint + float(number * shape.parameters + adapter)
 
 
 def weights_bytes(shape: ModelShape, config: Any) -> float:

@@ -1,9 +1,9 @@
-"""What a stage makes of the model's RoPE, before it has run: work depends on windows, and not on their factors."""
+"""What stages make of a model's RoPE, before they have run: work depends on windows, and not on their factors."""
 
 from __future__ import annotations
 
 from longrope.model.rope_config import ModelRope
-from longrope.pipeline.stages import FinetuneStage, Scaling, SearchStage, Stage
+from longrope.pipeline.stages import FinetuneStage, Scaling
 from longrope.rope.attention_factor import su
 from longrope.rope.methods import yarn
 from longrope.rope.policy import FactorSchedule, load_factors
@@ -16,13 +16,6 @@ def extended(rope: ModelRope, target: int) -> ModelRope:
     factors = yarn(rope.present, target)
     factors = factors.replace(attention_factor=su(factors.ratio, factors.original_length))
     return ModelRope(rope.architecture, rope.extended_by(factors), target)
-
-
-def rope_after(stage: Stage, rope: ModelRope) -> ModelRope:
-    """The RoPE that the next stage finds."""
-    if isinstance(stage, SearchStage):
-        return extended(rope, stage.settings.target_length)
-    return rope_of_training(stage, rope) if isinstance(stage, FinetuneStage) else rope
 
 
 def rope_of_training(stage: FinetuneStage, rope: ModelRope) -> ModelRope:

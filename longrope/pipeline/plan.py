@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from longrope.model.load import ModelSource
 from longrope.model.rope_config import read_rope
 from longrope.pipeline.cost import Utilisation
 from longrope.pipeline.gpus import HOST_PER_GPU, gpu_hardware
+from longrope.pipeline.inputs import model_name
 from longrope.pipeline.stages import ModelChoice, Recipe
 from longrope.runs.model import LoadedModel
 from longrope.runs.progress import Progress
@@ -163,18 +165,13 @@ def plan(
         devices=hardware.devices,
         utilisation=assumed if known else None,
         stages=stages,
-        notes=tuple(_notes(hardware, assumed, gpu is not None and host_memory is None, measure)),
+        notes=tuple(_notes(hardware, assumed, gpu is not None and host_memory is None, measure, stages)),
     )
 
 
 def model_source(choice: ModelChoice) -> ModelSource:
     """The model that a recipe starts from; ``demo`` is the embedded one."""
-    name = choice.name
-    if name == "demo":
-        from longrope.demo import model_folder
-
-        name = str(model_folder())
-    return ModelSource(name, choice.revision, trust_remote_code=choice.trust_remote_code)
+    return ModelSource(model_name(choice.name), choice.revision, trust_remote_code=choice.trust_remote_code)
 
 
 def _hardware(
@@ -205,7 +202,13 @@ def _hardware(
     return Hardware.here(gpus or max(here, 1))
 
 
-def _notes(hardware: Hardware, utilisation: Utilisation, host_assumed: bool, measured: bool) -> list[str]:
+def _notes(
+    hardware: Hardware,
+    utilisation: Utilisation,
+    host_assumed: bool,
+    measured: bool,
+    stages: Sequence[StagePlan],
+) -> list[str]:
     """What holds for all stages."""
     notes = []
     peak = peak_flops(hardware.name, "bf16")
@@ -226,6 +229,8 @@ def _notes(hardware: Hardware, utilisation: Utilisation, host_assumed: bool, mea
             "by --utilisation",
             "not counted: starting workers, reading data, loading and writing weights",
         ]
+    if any(stage.seconds is not None and not stage.fits for stage in stages):
+        notes.append("the time of what does not fit is what it would take on such GPUs with enough memory")
     if host_assumed:
         notes.append(f"assumed: {HOST_PER_GPU} GiB of main memory for each GPU of a node; change it by --host-memory")
     return notes

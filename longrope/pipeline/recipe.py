@@ -43,6 +43,8 @@ RECIPE_KEYS = ("model", "seed", "data", "execution", "launch", "stages")
 _DECIDED = {"model": "", "output": "", "resume": False, "revision": None}
 """Settings of commands that a recipe fills in when the stage's turn comes."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_PATHS = ("training", "data", "source", "haystack", "factors")
+"""Settings that may be paths."""
 _RESERVED = ("report", "replaced", "factors", "lock", "texts", "extend.json", "recipe.yaml")
 """What else lies in the folder of a run."""
 
@@ -83,7 +85,7 @@ def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     stages = reader.stages()
     recipe = Recipe(
         name=path.stem,
-        content=_plain(content),
+        content={**_plain(content, path.parent), "model": _plain(reader.given_model, path.parent)},
         model=reader.model,
         stages=stages,
         seed=reader.seed,
@@ -102,6 +104,7 @@ class _Reader:
         model = self._section("model", "name")
         resolve_place(model, "name")
         self.model = read_as(ModelChoice, model, "model")
+        self.given_model = model
         seed = content.get("seed", 0)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
             raise content.error("seed", f"seed is {seed!r}; give a whole number from 0 to {(1 << 32) - 1}")
@@ -296,8 +299,16 @@ def _short(value: Any) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
-def _plain(value: Any) -> Any:
-    """Sections as plain mappings."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list) else value
+def _plain(value: Any, folder: Path) -> Any:
+    """Sections as plain mappings, with absolute paths: they mean the same wherever the recipe is kept."""
+    if isinstance(value, list):
+        return [_plain(each, folder) for each in value]
+    if not isinstance(value, dict):
+        return value
+    plain = {key: _plain(each, folder) for key, each in value.items()}
+    for key in _PATHS:
+        place = plain.get(key)
+        if isinstance(place, str) and place:
+            here = next((each for each in (folder / place, Path(place)) if each.exists()), None)
+            plain[key] = place if here is None else str(here.resolve())
+    return plain

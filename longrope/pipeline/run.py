@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from longrope.evaluation.settings import DocumentSettings
 from longrope.exceptions import RunExistsError
 from longrope.files import write_text_atomically
 from longrope.pipeline.inputs import key_of, model_name, stage_inputs
@@ -160,6 +161,8 @@ def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress, chan
     write_text_atomically(folder / RECIPE_FILE, text)
     if changed:
         page.unlink(missing_ok=True)
+    for name in _judged_by_what_was_searched_on(recipe):
+        progress.note(f"{name} measures documents that factors are searched on; give it others by data.evaluation")
     point = start(recipe)
     for number, stage in enumerate(recipe.stages, 1):
         own, now = folder / stage.name, state.stages[stage.name]
@@ -188,6 +191,22 @@ def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress, chan
         state.save(folder)
     exported = None if point.exported is None else Path(point.exported)
     return ExtendReport(folder, state, exported, page if page.exists() else _write_report(folder, progress))
+
+
+def _judged_by_what_was_searched_on(recipe: Recipe) -> list[str]:
+    """Evaluations whose documents may be those that candidates were chosen by: their figures flatter the result."""
+    searched = {
+        (stage.settings.data.source, stage.settings.data.split, stage.settings.data.config)
+        for stage in recipe.stages
+        if isinstance(stage, (SearchStage, ReadjustStage))
+    }
+    return [
+        stage.name
+        for stage in recipe.stages
+        if isinstance(stage, EvaluateStage)
+        and isinstance(stage.suite, DocumentSettings)
+        and (stage.suite.source, stage.suite.split, stage.suite.config) in searched
+    ]
 
 
 def _write_report(folder: Path, progress: Progress) -> Path | None:

@@ -16,7 +16,7 @@ from longrope.finetune.world import World
 from longrope.lengths import format_length
 from longrope.pipeline.cost import Utilisation, piece_seconds, rounds_flops, rounds_seconds
 from longrope.pipeline.disk import journal_bytes, training_bytes, weights_bytes
-from longrope.pipeline.extended import rope_after, rope_of_training
+from longrope.pipeline.extended import extended, rope_of_training
 from longrope.pipeline.gpus import bandwidth_of
 from longrope.pipeline.plan import StagePlan
 from longrope.pipeline.probe import Measured, Probe
@@ -58,7 +58,8 @@ class StagePlanner:
         measure: bool,
         progress: Progress,
     ) -> None:
-        self._recipe, self._model, self._shape = recipe, model, shape
+        self._model, self._shape = model, shape
+        self._windows = model.rope  # with factors that the model was not trained under yet
         self._hardware, self._utilisation = hardware, utilisation
         self._probe = Probe(recipe.model, model, shape, progress) if measure else None
 
@@ -81,7 +82,11 @@ class StagePlanner:
             if self._probe is not None:
                 raise
             found = replace(found, flops=None, seconds=None, fits=False, notes=(f"cannot run: {error}",))
-        self._model = replace(self._model, rope=rope_after(stage, self._model.rope))
+        if isinstance(stage, SearchStage):
+            self._windows = extended(self._model.rope, stage.settings.target_length)
+        elif isinstance(stage, FinetuneStage):
+            self._windows = rope_of_training(stage, self._windows)
+            self._model = replace(self._model, rope=self._windows)
         return found
 
     def _search(self, found: StagePlan, stage: SearchStage) -> StagePlan:
@@ -92,7 +97,7 @@ class StagePlanner:
 
     def _readjust(self, found: StagePlan, stage: ReadjustStage) -> StagePlan:
         settings = stage.settings
-        windows = readjust_work(self._model, settings)
+        windows = readjust_work(replace(self._model, rope=self._windows), settings)
         rounds = [each for window in windows.values() for each in window]
         measured = self._probe.readjust(settings) if self._probe else None
         return self._scoring(found, rounds, settings.execution, measured, journal_bytes(rounds))
@@ -108,7 +113,7 @@ class StagePlanner:
 
     def _export(self, found: StagePlan, stage: ExportStage) -> StagePlan:
         size = 0.0 if stage.settings.config_only else weights_bytes(self._shape, self._model.config)
-        seconds = self._probe.export(self._model.rope.schedule(), stage.settings) if self._probe else 0.0
+        seconds = self._probe.export(self._windows.schedule(), stage.settings) if self._probe else 0.0
         notes = () if not size or stage.settings.copy else ("weights are linked, not copied, on the same file system",)
         return replace(found, disk=size, seconds=seconds, notes=notes)
 
@@ -261,7 +266,7 @@ class StagePlanner:
         # Under ZeRO 3 all processes take part in every pass.
         workers = 1 if settings.zero == 3 else hardware.devices
         if self._probe is not None:
-            policy = rope_of_training(stage, self._model.rope).schedule()
+            policy = rope_of_training(stage, self._windows).schedule()
             measured = self._probe.finetune(settings, launch, hardware.devices, policy)
             return measured.complete(found, lambda piece: 0.0, settings.steps)
         peak = peak_flops(hardware.name, settings.precision)
