@@ -123,7 +123,7 @@ CHANGES: dict[str, dict[str, str]] = {
         "data.concatenate": "true",
         "data.max_documents": "9",
         "data.objective": "needle",
-        "execution.dtype": "float64",
+        "execution.dtype": "bfloat16",
         "execution.attention": "eager",
         "execution.threads_per_worker": "2",
         "algorithm.population": "9",
@@ -180,7 +180,7 @@ CHANGES: dict[str, dict[str, str]] = {
         "protocol": "sliding",
         "stride": "8",
         "last": "3",
-        "execution.dtype": "float64",
+        "execution.dtype": "bfloat16",
     },
     "export": {
         "code": "true",

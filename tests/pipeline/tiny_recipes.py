@@ -39,7 +39,7 @@ stages:
   - readjust: {{windows: [64], algorithm: {SEARCH}}}
   - evaluate: {{name: after, suite: perplexity, lengths: [64, 128, 256]}}
   - export:
-  - evaluate: {{name: served, suite: perplexity, model: exported, lengths: [64, 256]}}
+  - evaluate: {{name: served, suite: perplexity, model: exported, lengths: [64, 128, 256]}}
 """
 """A window of 64 is searched to 128, trained, searched to 256 and readjusted."""
 STAGES = ("before", "search-128", "finetune-128", "search-256", "readjust", "after", "export", "served")
