@@ -166,7 +166,7 @@ def test_every_option_of_a_search_arrives(longrope: Run, monkeypatch: pytest.Mon
         "--population": ("11", "algorithm.population", 11),
         "--mutations": ("12", "algorithm.mutations", 12),
         "--crossovers": ("13", "algorithm.crossovers", 13),
-        "--parents": ("14", "algorithm.parents", 14),
+        "--parents": ("10", "algorithm.parents", 10),
         "--mutation-probability": ("0.25", "algorithm.mutation_probability", 0.25),
         "--iterations": ("15", "algorithm.iterations", 15),
         "--max-evaluations": ("16", "algorithm.max_evaluations", 16),
