@@ -365,7 +365,8 @@ def test_ctrl_c_exits_with_130_and_the_run_goes_on_with_resume(
     with in_process(interrupted):
         ended = longrope(*arguments)
     assert ended.code == 130
-    assert ended.err.splitlines()[-1] == "interrupted; extend goes on when it is given again, other commands with --resume"
+    told = "interrupted; extend goes on when it is given again, other commands with --resume"
+    assert ended.err.splitlines()[-1] == told
     assert "Traceback" not in ended.err
     with in_process() as pools:
         assert longrope(*arguments, "--resume").code == 0
