@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from longrope.finetune.settings import AdapterSettings, FinetuneSettings, HeldOutSettings, MemorySettings
     from longrope.model.attach import attach, attached
     from longrope.model.extended import load
+    from longrope.pipeline.plan import plan
     from longrope.pipeline.recipe import read_recipe
     from longrope.pipeline.run import extend
     from longrope.pipeline.stages import Recipe
@@ -77,6 +78,7 @@ __all__ = [
     "load",
     "load_factors",
     "merge",
+    "plan",
     "read_recipe",
     "readjust",
     "search",
@@ -119,6 +121,7 @@ _MODULES = {
     "load": "longrope.model.extended",
     "load_factors": "longrope.rope.policy",
     "merge": "longrope.finetune.merge",
+    "plan": "longrope.pipeline.plan",
     "read_recipe": "longrope.pipeline.recipe",
     "readjust": "longrope.search.readjust",
     "search": "longrope.search.search",

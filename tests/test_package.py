@@ -56,6 +56,7 @@ def test_public_names_are_pinned():
         "load",
         "load_factors",
         "merge",
+        "plan",
         "read_recipe",
         "readjust",
         "search",

@@ -34,11 +34,9 @@ def console() -> Console:
 
 def print_table(frame: pd.DataFrame, title: str, emphasised: str = "longrope") -> None:
     """A table of methods, the searched factors in bold."""
-    from pandas.api.types import is_numeric_dtype
-
     drawn = Table(title=title, title_justify="left")
     for name in frame.columns:
-        drawn.add_column(str(name), justify="right" if is_numeric_dtype(frame[name]) else "left")
+        drawn.add_column(str(name), justify="left" if any(isinstance(value, str) for value in frame[name]) else "right")
     for row in frame.itertuples(index=False):
         style = "bold" if any(str(value).startswith(emphasised) for value in row[:3]) else None
         drawn.add_row(*(_cell(value) for value in row), style=style)

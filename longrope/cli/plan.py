@@ -20,7 +20,7 @@ def plan(
     ] = None,
     gpu: Annotated[
         str | None,
-        typer.Option(help="h100, h200, a100, mi300x, ... [what this machine has].", rich_help_panel=_DEVICES),
+        typer.Option(help="h100, h200, a100, mi300x, ... (what this machine has).", rich_help_panel=_DEVICES),
     ] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs of each node.", rich_help_panel=_DEVICES)] = None,
     nodes: Annotated[int, typer.Option(help="Machines.", rich_help_panel=_DEVICES)] = 1,

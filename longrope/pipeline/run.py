@@ -69,11 +69,7 @@ def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None)
     """
     progress = progress or Progress()
     folder = Path(output).resolve()
-    if folder.exists() and not folder.is_dir():
-        raise RunExistsError(f"output {folder} is a file; give a folder")
-    state = RunState.read(folder)
-    if state is None and folder.exists() and not all(map(_is_own, folder.iterdir())):
-        raise RunExistsError(f"output folder {folder} is not empty and holds no run of a recipe; choose another")
+    refuse_other(folder)
     inputs = stage_inputs(recipe)
     lock = FolderLock(folder / _LOCK)
     lock.acquire()
@@ -83,6 +79,15 @@ def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None)
         return _run(recipe, state, folder, progress, changed=before is None or before.stages != state.stages)
     finally:
         lock.release()
+
+
+def refuse_other(folder: Path) -> None:
+    """Raise RunExistsError if the folder holds something else than the run of a recipe, or what was written for it."""
+    if folder.exists() and not folder.is_dir():
+        raise RunExistsError(f"output {folder} is a file; give a folder")
+    state = RunState.read(folder)
+    if state is None and folder.exists() and not all(map(_is_own, folder.iterdir())):
+        raise RunExistsError(f"output folder {folder} is not empty and holds no run of a recipe; choose another")
 
 
 def on_cluster(recipe: Recipe, address: str) -> Recipe:

@@ -6,6 +6,7 @@ largest lambda, finds factors for texts up to that length; each becomes a window
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,13 +117,8 @@ def readjust(settings: ReadjustSettings, progress: Progress | None = None) -> Re
     refuse_other_run(folder, settings.resume, WINDOW_JOURNALS)
     model = open_model(settings.model, settings.execution, settings.revision)
     schedule = _present_schedule(model.rope, settings.factors)
+    check_windows(schedule, windows)
     long = schedule.windows[-1]
-    for window in windows:
-        if window >= long.max_length:
-            raise SettingsError(
-                f"window {format_length(window)} is not shorter than the present window of "
-                f"{format_length(long.max_length)}; use `longrope search` to extend it"
-            )
     drawn = [open_samples(settings.data, model.tokenizer, window, settings.seed, progress) for window in windows]
 
     reports = []
@@ -136,6 +132,22 @@ def readjust(settings: ReadjustSettings, progress: Progress | None = None) -> Re
         folder / TABLE_FILE
     )
     return ReadjustReport(schedule, folder, tuple(reports))
+
+
+def check_windows(schedule: FactorSchedule, windows: Sequence[int]) -> None:
+    """Raise SettingsError if there is nothing to readjust, or a window is not shorter than that of the long factors."""
+    long = schedule.windows[-1]
+    if all(value == 1 for value in long.factors.lambdas):
+        raise SettingsError(
+            "the model is not extended: its RoPE is plain, so there is nothing to readjust; give the factors of its "
+            "extension by --factors, or the folder that `longrope apply` wrote"
+        )
+    for window in windows:
+        if window >= long.max_length:
+            raise SettingsError(
+                f"window {format_length(window)} is not shorter than the present window of "
+                f"{format_length(long.max_length)}; use `longrope search` to extend it"
+            )
 
 
 def readjust_problem(
@@ -231,9 +243,4 @@ def _present_schedule(rope: ModelRope, path: str | None) -> FactorSchedule:
                 f"this one was on {format_length(rope.original_length)}; use factors searched on this model"
             )
         schedule = loaded if isinstance(loaded, FactorSchedule) else rope.extended_by(loaded)
-    if all(value == 1 for value in schedule.windows[-1].factors.lambdas):
-        raise SettingsError(
-            "the model is not extended: its RoPE is plain, so there is nothing to readjust; give the factors of its "
-            "extension by --factors, or the folder that `longrope apply` wrote"
-        )
     return schedule

@@ -75,12 +75,7 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
     refuse_other_run(folder, settings.resume)
     model = open_model(settings.model, settings.execution, settings.revision)
     rope, target = model.rope, settings.target_length
-    if target <= rope.window:
-        raise SettingsError(
-            f"target length {format_length(target)} is not longer than the present window of "
-            f"{format_length(rope.window)}; give a longer one, or use `longrope readjust` for short windows"
-        )
-    check_attention_span(model.config, target)
+    check_target(model, target)
     samples = open_samples(settings.data, model.tokenizer, target, settings.seed, progress)
     problem = search_problem(model, settings, samples=samples)
     sizes = settings.algorithm.genetic(target)
@@ -121,6 +116,22 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
     frame = table(solution.results, problem.lengths)
     frame.to_csv(folder / TABLE_FILE, index=False)
     return SearchReport(factors, folder, frame, solution, against_yarn(solution, target))
+
+
+def check_target(model: LoadedModel, target: int) -> None:
+    """Refuse a target that the model has reached already, or that its attention cannot see.
+
+    Raises:
+        SettingsError: if the present window is as long.
+        UnsupportedModelError: if a layer's sliding window is shorter.
+    """
+    window = model.rope.window
+    if target <= window:
+        raise SettingsError(
+            f"target length {format_length(target)} is not longer than the present window of {format_length(window)}; "
+            "give a longer one, or use `longrope readjust` for short windows"
+        )
+    check_attention_span(model.config, target)
 
 
 def search_problem(model: LoadedModel, settings: SearchSettings, **fields: Any) -> Problem:

@@ -1,45 +1,18 @@
-"""The command line as a function."""
+"""What commands are given: pools in this process, a finished search, an extended model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from tiny_search import InProcessPool, in_process, search_in_process, settings
 
-from longrope.cli.main import main
 from longrope.export.huggingface import export_folder
 from longrope.model.load import ModelSource
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import yarn
 from longrope.search.search import SearchReport
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def longrope(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Runs `longrope ARGUMENTS` in this process."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr("sys.argv", ["longrope", *map(str, arguments)])
-        code: object = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            code = exit_.code or 0
-        assert isinstance(code, int)
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture

@@ -166,7 +166,7 @@ def test_every_option_of_a_search_arrives(longrope: Run, monkeypatch: pytest.Mon
         "--population": ("11", "algorithm.population", 11),
         "--mutations": ("12", "algorithm.mutations", 12),
         "--crossovers": ("13", "algorithm.crossovers", 13),
-        "--parents": ("14", "algorithm.parents", 14),
+        "--parents": ("10", "algorithm.parents", 10),
         "--mutation-probability": ("0.25", "algorithm.mutation_probability", 0.25),
         "--iterations": ("15", "algorithm.iterations", 15),
         "--max-evaluations": ("16", "algorithm.max_evaluations", 16),
@@ -365,7 +365,8 @@ def test_ctrl_c_exits_with_130_and_the_run_goes_on_with_resume(
     with in_process(interrupted):
         ended = longrope(*arguments)
     assert ended.code == 130
-    assert ended.err.splitlines()[-1] == "interrupted; a search, fine-tuning or readjustment goes on with --resume"
+    told = "interrupted; extend goes on when it is given again, other commands with --resume"
+    assert ended.err.splitlines()[-1] == told
     assert "Traceback" not in ended.err
     with in_process() as pools:
         assert longrope(*arguments, "--resume").code == 0

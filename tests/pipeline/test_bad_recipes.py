@@ -62,6 +62,14 @@ BAD = {
         "source 'absent.jsonl' does not exist",
         "model: demo\nstages:\n- search:\n    target_length: 1k\n    data:\n      source: absent.jsonl  #!\n",
     ),
+    "evaluation documents that are not there": (
+        "source 'absent.jsonl' does not exist",
+        "model: demo\ndata:\n  evaluation: {source: absent.jsonl}  #!\nstages:\n- search: {target_length: 1k}\n",
+    ),
+    "evaluation documents with a misspelt key": (
+        "'smaples' is no key of evaluation; did you mean 'samples'?",
+        "model: demo\ndata:\n  evaluation:\n    smaples: 5  #!\nstages:\n- search: {target_length: 1k}\n",
+    ),
     "training data that are not there": (
         "data 'absent.yaml' does not exist",
         "model: demo\ndata:\n  training: absent.yaml  #!\nstages:\n"

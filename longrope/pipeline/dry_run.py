@@ -1,0 +1,264 @@
+"""``longrope extend --dry-run``: what would stop a run in its first minute or after days, found beforehand.
+
+Every stage is checked by what checks it when its turn comes, on the same data, with the RoPE that the stages before it
+will have made: factors that are not searched yet are stood for by YaRN's, because nothing that is checked depends on
+their values.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from longrope.data.mixture import read_mixture
+from longrope.data.segments import SegmentStream
+from longrope.evaluation.methods import HF, LONG, LONGROPE, open_methods
+from longrope.evaluation.open_harness import check_installed, harness_lengths, open_harness
+from longrope.evaluation.settings import HarnessSettings
+from longrope.evaluation.suites import suite_opener
+from longrope.exceptions import InvalidInputError, SettingsError
+from longrope.export.two_lists import two_lists
+from longrope.finetune.run import check as check_finetuning
+from longrope.model.load import ModelSource
+from longrope.model.rope_config import SCHEDULE_FILE, ModelRope, read_rope
+from longrope.pipeline.extended import extended
+from longrope.pipeline.perform import scaled
+from longrope.pipeline.plan import model_source
+from longrope.pipeline.room import Room
+from longrope.pipeline.stages import (
+    EXPORTED,
+    ORIGINAL,
+    EvaluateStage,
+    ExportStage,
+    FinetuneStage,
+    ReadjustStage,
+    Recipe,
+    Scaling,
+    SearchStage,
+    Stage,
+)
+from longrope.rope.policy import FactorSchedule, load_factors
+from longrope.runs.model import LoadedModel, open_model
+from longrope.runs.progress import Progress
+from longrope.search.genetic import GeneticSearch
+from longrope.search.readjust import check_windows, readjust_problem
+from longrope.search.run import open_samples
+from longrope.search.search import check_target, search_problem
+from longrope.workers.settings import ExecutionSettings
+
+
+def dry_run(recipe: Recipe, output: str | Path, progress: Progress | None = None) -> list[str]:
+    """Check everything of a recipe that can be checked before hours are spent; nothing is written.
+
+    A model and data that are not on this machine yet are fetched as the stages would do it.
+
+    Args:
+        output: the folder that the run would have.
+
+    Returns:
+        What would stop the run, a line each with the place in the recipe; empty if nothing is known to.
+    """
+    progress = progress or Progress()
+    with tempfile.TemporaryDirectory(prefix="longrope-dry-run-") as scratch:
+        found = _DryRun(recipe, Path(output), Path(scratch), progress)
+        found.check()
+    return list(dict.fromkeys(found.problems))
+
+
+class _DryRun:
+    """The walk over the stages.
+
+    Attributes:
+        problems: found so far.
+    """
+
+    def __init__(self, recipe: Recipe, output: Path, scratch: Path, progress: Progress) -> None:
+        self.problems: list[str] = []
+        self._recipe, self._output, self._scratch, self._progress = recipe, output, scratch, progress
+        self._source: ModelSource = model_source(recipe.model)
+        self._opened = cache(self._open)
+
+    def check(self) -> None:
+        """Find the problems of every stage."""
+        room = Room(self._output)
+        with self._noting("output"):
+            room.check_folder()
+        config = rope = None
+        with self._noting("model"):
+            config = self._source.load_config()
+            rope = read_rope(config, self._source.folder(weights=False))
+        if rope is None:
+            return
+        # The RoPE that the recipe found, that the model was trained under last, and with factors searched since then.
+        self._original = self._trained = self._rope = rope
+        for stage in self._recipe.stages:
+            self._progress.note(f"checking {stage.name}: {stage.describe()}")
+            match stage:
+                case SearchStage():
+                    self._search(stage)
+                case FinetuneStage():
+                    self._finetune(stage)
+                case ReadjustStage():
+                    self._readjust(stage)
+                case EvaluateStage():
+                    self._evaluate(stage)
+                case ExportStage():
+                    self._export(stage)
+        try:
+            room.check(self._recipe, config, self._note)
+        except InvalidInputError as error:
+            if not self.problems:  # otherwise the plan ends at a stage that was refused already
+                self._note("output", str(error))
+
+    @contextmanager
+    def _noting(self, place: Stage | str) -> Iterator[None]:
+        """A check; if it finds a problem, that is noted, and what follows the block goes on."""
+        try:
+            yield
+        except InvalidInputError as error:
+            self._note(place, str(error))
+
+    def _note(self, place: Stage | str, problem: str) -> None:
+        where = place if isinstance(place, str) else f"{place.where}: {place.name}"
+        self.problems.append(f"{where}: {problem}")
+
+    # --- Stages ---
+
+    def _search(self, stage: SearchStage) -> None:
+        settings, target = stage.settings, stage.settings.target_length
+        with self._noting(stage):
+            model = self._model(settings.execution, self._rope)
+            with self._noting(stage):
+                check_target(model, target)
+            samples = open_samples(settings.data, model.tokenizer, target, settings.seed, self._progress)
+            if target > self._rope.window:
+                problem = search_problem(model, settings, samples=samples)
+                GeneticSearch(problem.space, problem.seeds, settings.algorithm.genetic(target), settings.seed)
+        self._rope = extended(self._rope, target)
+
+    def _finetune(self, stage: FinetuneStage) -> None:
+        settings, launch, count = stage.settings, stage.launch, len(self.problems)
+        schedule = extended(self._rope, settings.seq_length).schedule()
+        with self._noting(stage):
+            schedule = self._training_windows(stage)
+            file = self._scratch / f"{stage.name}.json"
+            schedule.save(file)
+            if find_spec("accelerate") is None:
+                raise SettingsError("fine-tuning needs accelerate; pip install 'longrope[finetune]'")
+            device = launch.choose_device()
+            plan = launch.resolve(torch.cuda.device_count() if device == "cuda" else 0, settings.zero)
+            given = replace(
+                settings.on(plan.processes),
+                model=self._source.name,
+                revision=self._source.revision,
+                factors=str(file),
+                output=str(self._output / stage.name),
+            )
+            check_finetuning(given, plan, device, self._progress.note)
+        if len(self.problems) > count:  # which may have been found before the data were read
+            with self._noting(stage):
+                mixture = read_mixture(settings.data, field=settings.field, split=settings.split)
+                next(SegmentStream(mixture, self._source.load_tokenizer(), settings.seq_length, settings.seed))
+        self._rope = self._trained = replace(self._rope, policy=schedule, window=schedule.windows[-1].max_length)
+
+    def _training_windows(self, stage: FinetuneStage) -> FactorSchedule:
+        """The windows under which a stage trains."""
+        chosen, rope = stage.factors, self._rope
+        if isinstance(chosen, Scaling):
+            schedule = rope.extended_by(scaled(rope, chosen, chosen.target_length or stage.settings.seq_length))
+        elif chosen is None:
+            schedule = rope.schedule()
+        else:
+            loaded = load_factors(chosen)
+            schedule = loaded if isinstance(loaded, FactorSchedule) else rope.extended_by(loaded)
+        return schedule if stage.keep_windows else FactorSchedule(schedule.windows[-1:])
+
+    def _readjust(self, stage: ReadjustStage) -> None:
+        settings, windows = stage.settings, sorted(set(stage.settings.windows))
+        schedule = found = self._rope.schedule()
+        with self._noting(stage):
+            check_windows(found, windows)
+            for window in windows:
+                schedule = schedule.with_window(schedule.factors_for(window), window)
+        with self._noting(stage):
+            model = self._model(settings.execution, self._rope)
+            for window in windows:
+                samples = open_samples(settings.data, model.tokenizer, window, settings.seed, self._progress)
+                readjust_problem(model.rope, found, window, settings.algorithm, samples=samples)
+        self._rope = replace(self._rope, policy=schedule)
+
+    def _evaluate(self, stage: EvaluateStage) -> None:
+        settings, suite = stage.settings, stage.suite
+        with self._noting(stage):
+            model = self._model(settings.execution, self._original if stage.model == ORIGINAL else self._trained)
+            names = settings.methods or ((HF,) if stage.model == EXPORTED else ())
+            factors = None
+            if stage.model != ORIGINAL and (not names or {LONGROPE, LONG} & set(names)):
+                factors = self._factors_file(stage)
+            if isinstance(suite, HarnessSettings):
+                check_installed()
+                lengths = harness_lengths(suite, factors, model)
+                output = str(self._output / stage.name)
+                open_harness(suite, replace(settings, lengths=lengths, output=output), model, self._progress)
+                return
+            if stage.model != EXPORTED:  # whose config is not there yet
+                with self._noting(stage):
+                    open_methods(model.rope, settings.lengths, factors, names, model.config)
+            suite_opener(settings, suite)(model, self._progress)
+
+    def _factors_file(self, stage: Stage) -> str | None:
+        """All windows of the model as it is before a stage; None where nothing extends it."""
+        if self._rope is self._original and not (self._source.folder(weights=False) / SCHEDULE_FILE).exists():
+            return None
+        file = self._scratch / f"{stage.name}.json"
+        self._rope.schedule().save(file)
+        return str(file)
+
+    def _export(self, stage: ExportStage) -> None:
+        with self._noting(stage):
+            two_lists(self._rope.schedule(), stage.settings.short_window, stage.settings.single_list)
+
+    # --- The model ---
+
+    def _model(self, execution: ExecutionSettings, rope: ModelRope) -> LoadedModel:
+        """The model as a stage opens it, with the RoPE that it then has."""
+        trusting = replace(execution, trust_remote_code=self._source.trust_remote_code)
+        return replace(self._opened(trusting), rope=rope)
+
+    def _open(self, execution: ExecutionSettings) -> LoadedModel:
+        model = open_model(self._source.name, execution, self._source.revision)
+        check_execution(execution, model.source)
+        return model
+
+
+def check_execution(execution: ExecutionSettings, source: ModelSource) -> None:
+    """Refuse evaluators that could not be started here.
+
+    Args:
+        source: the model as they load it.
+
+    Raises:
+        SettingsError: if something is not installed, or there are fewer GPUs than one evaluator asks for.
+    """
+    if execution.executor == "ray" and find_spec("ray") is None:
+        raise SettingsError("executor 'ray' needs Ray; pip install 'longrope[search]'")
+    elsewhere = execution.ray_address is not None
+    on_gpu = source.device in ("cuda", "auto")
+    package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(source.attention)
+    if package is not None and not elsewhere and find_spec(package) is None:
+        raise SettingsError(
+            f"attention {source.attention!r} needs the package {package}, which is not installed; use sdpa"
+        )
+    if source.device == "auto" and not elsewhere and find_spec("accelerate") is None:
+        raise SettingsError("several GPUs for each evaluator need accelerate; run `pip install accelerate`")
+    if on_gpu and execution.executor == "local" and execution.gpus(True) > torch.cuda.device_count():
+        raise SettingsError(
+            f"GPUs per worker is {execution.gpus(True):g}, but this machine has {torch.cuda.device_count()}"
+        )
