@@ -37,7 +37,7 @@ GGUF_FILES = ("llama-2-7b.gguf",)
 
 # What is written in other words
 
-RECIPE = "recipe.yaml"
+RECIPE = "mine.yaml"
 """Holds the recipe that a page shows."""
 PLACEHOLDERS = {"RECIPE": (RECIPE,), "[KEY=VALUE]...": (), "RUN": ("runs/mine",)}
 PYTHON = {'"cuda"': '"cpu"', "max_new_tokens=500": "max_new_tokens=5", '["seed=1"]': '["seed=1", *quick]'}
@@ -171,7 +171,7 @@ def _stage_changes(stage: Section) -> Iterator[str]:
     name = stage_name(kind, given)
     changed: dict[str, Any] = {"name": name, **STAGES[kind]}
     for key, value in given.items():
-        if key in ("target_length", "seq_length"):
+        if key.endswith("length"):
             changed[key] = short(value)
         elif key in ("lengths", "windows"):
             changed[key] = [short(each) for each in value]
