@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +31,8 @@ _AVAILABLE: dict[str, Callable[[], bool]] = {
     "mps": lambda: torch.backends.mps.is_available(),
     "xpu": lambda: torch.xpu.is_available(),
 }
+_VLLM = {"rope_type", "longrope", "short_mscale", "long_mscale"}
+"""What transformers does not know of the RoPE parameters in our folders: vLLM reads its attention factors there."""
 _CHUNK = 1 << 16
 _CHUNKS = 64
 
@@ -94,7 +99,8 @@ class ModelSource:
         if not (folder / "config.json").is_file():
             raise UnsupportedModelError(f"{folder} holds no config.json; give a Hugging Face model folder")
         try:
-            return AutoConfig.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
+            with _without_known_keys():
+                return AutoConfig.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
         except (ValueError, KeyError, TypeError, OSError, StrictDataclassError) as error:
             raise UnsupportedModelError(f"{folder}/config.json cannot be used: {_reason(error)}") from None
 
@@ -104,7 +110,8 @@ class ModelSource:
 
         folder = self.folder(weights=False)
         try:
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
+            with _without_known_keys():
+                return AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UnsupportedModelError(f"the tokenizer in {folder} cannot be loaded: {_reason(error)}") from None
 
@@ -279,6 +286,22 @@ def _check_device(device: str, elsewhere: bool) -> None:
     """Raise SettingsError unless torch has the device here, or it is on other machines."""
     if not elsewhere and not _AVAILABLE[device]():
         raise SettingsError(f"device {device!r} was asked for, but torch sees no such device; use --device cpu")
+
+
+@contextmanager
+def _without_known_keys() -> Iterator[None]:
+    """Keep transformers from warning of the keys that our folders have for vLLM, and go on with all other warnings."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        told = record.getMessage()
+        return not (told.startswith("Unrecognized keys") and set(re.findall(r"'(\w+)'", told)) <= _VLLM)
+
+    logger = logging.getLogger("transformers.modeling_rope_utils")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Loading: refusals in one line, safetensors only, and fingerprints that follow the content."""
 
 import json
+import logging
 import pickle
 import shutil
 from pathlib import Path
@@ -284,3 +285,23 @@ def test_fingerprint_of_a_large_file_sees_both_ends(folder, where):
 
 def test_refusals_are_errors_of_the_package():
     assert issubclass(UnsupportedModelError, LongRopeError)
+
+
+@pytest.mark.parametrize(("key", "heard"), [("long_mscale", False), ("long_mscael", True)])
+def test_transformers_warns_of_keys_that_are_not_ours(
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str, heard: bool
+) -> None:
+    copy = Path(shutil.copytree(model_folder, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    config["rope_parameters"] = {
+        "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8,
+        "original_max_position_embeddings": 64, "factor": 2.0, key: 1.1,
+    }  # fmt: skip
+    (copy / "config.json").write_text(json.dumps(config))
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        ModelSource(str(copy)).load_config()
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert any("Unrecognized keys" in record.getMessage() for record in caplog.records) == heard
