@@ -51,10 +51,11 @@ def test_recipes_read_from_the_hub_alone(name: str) -> None:
     assert all(place.count("/") == 1 and not place.startswith((".", "/")) for place in places)
 
 
-def test_the_recipe_of_the_demo(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["demo", "demo-full"])
+def test_the_recipe_of_the_demo(tmp_path: Path, name: str) -> None:
     (tmp_path / "texts.jsonl").write_text("{}")
     data = ("data.training", "data.documents.source", "data.evaluation.source")
-    recipe = read_recipe("demo", [f"{place}={tmp_path / 'texts.jsonl'}" for place in data])
+    recipe = read_recipe(name, [f"{place}={tmp_path / 'texts.jsonl'}" for place in data])
     assert recipe.model.name == "demo"
 
 
