@@ -46,7 +46,7 @@ wheel-check: $(VENV)/.ready-test ## build the wheel from the sdist, install it a
 clean: ## remove the venv and what was built
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/.ready-demo: EXTRAS := report
+$(VENV)/.ready-demo: EXTRAS := demo
 $(VENV)/.ready-test: EXTRAS := search,finetune,eval,report,data,gguf,dev
 $(VENV)/.ready-%: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing longrope[$(EXTRAS)] into $(VENV) (the first time takes minutes: PyTorch is large)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,8 @@ def check(
     Raises:
         InvalidInputError: if something that was given cannot be used.
     """
+    if find_spec("accelerate") is None:
+        raise SettingsError("fine-tuning needs accelerate, and DeepSpeed for ZeRO; pip install longrope[finetune]")
     precision = choose_precision(settings, device)
     kernel = choose_kernel(settings, precision, device)
     source = resolve_source(

@@ -49,6 +49,11 @@ def test_factors_of_another_model(given: Given, tmp_path: Path) -> None:
     assert "rotary_dim" in refused(given(factors=str(factors)))
 
 
+def test_without_accelerate(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longrope.finetune.run.find_spec", lambda name: None)
+    assert "pip install longrope[finetune]" in refused(given())
+
+
 def test_no_factors(given: Given, tmp_path: Path) -> None:
     assert "does not exist" in refused(given(factors=str(tmp_path / "absent.json")))
 
