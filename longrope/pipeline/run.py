@@ -18,6 +18,7 @@ from longrope.pipeline.stages import EvaluateStage, FinetuneStage, ReadjustStage
 from longrope.pipeline.state import (
     DONE,
     FAILED,
+    LOCK_FILE,
     RUNNING,
     STATE_FILE,
     WAITING,
@@ -33,7 +34,6 @@ REPLACED = "replaced"
 REPORT, PAGE_FILE = "report", "report.html"
 TEXTS = "texts"
 """What may lie in the folder of a run before it begins: text that was written for it."""
-_LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None)
     folder = Path(output).resolve()
     refuse_other(folder)
     inputs = stage_inputs(recipe)
-    lock = FolderLock(folder / _LOCK)
+    lock = FolderLock(folder / LOCK_FILE)
     lock.acquire()
     try:
         before = RunState.read(folder)
@@ -257,4 +257,4 @@ def _aside(folder: Path, name: str, key: str) -> Path:
 
 def _is_own(path: Path) -> bool:
     """Whether this may lie in the folder before the state does: of a run that was killed early, or made for it."""
-    return path.name in (_LOCK, TEXTS) or path.name.startswith(f".{STATE_FILE}.")
+    return path.name in (LOCK_FILE, TEXTS) or path.name.startswith(f".{STATE_FILE}.")

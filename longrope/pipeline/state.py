@@ -11,8 +11,9 @@ from typing import Any
 
 from longrope.exceptions import InvalidInputError, RunExistsError
 from longrope.files import write_text_atomically
+from longrope.runs.locks import FolderLock
 
-STATE_FILE = "extend.json"
+STATE_FILE, LOCK_FILE = "extend.json", "lock"
 WAITING, RUNNING, DONE, FAILED = STATES = ("waiting", "running", "done", "failed")
 
 
@@ -102,6 +103,17 @@ def open_state(folder: Path) -> RunState:
     if state is None:
         raise RunExistsError(f"{folder} holds no run of a recipe ({STATE_FILE}); give the output of `longrope extend`")
     return state
+
+
+def is_at_work(folder: Path) -> bool:
+    """Whether a process carries out the run in the folder at this moment."""
+    lock = FolderLock(folder / LOCK_FILE)
+    try:
+        lock.acquire()
+    except RunExistsError:
+        return True
+    lock.release()
+    return False
 
 
 def last_sign(folder: Path) -> float | None:

@@ -13,7 +13,8 @@ from tiny_search import InProcessPool
 from longrope.evaluation import run as evaluation_run
 from longrope.pipeline.recipe import ready_recipes
 from longrope.pipeline.run import on_cluster
-from longrope.pipeline.state import open_state
+from longrope.pipeline.state import LOCK_FILE, RUNNING, RunState, StageState, open_state
+from longrope.runs.locks import FolderLock
 from longrope.search import run as search_run
 
 Run = Callable[..., Any]
@@ -130,6 +131,18 @@ def test_a_stage_that_cannot_be_done_is_shown_with_its_reason(longrope: Run, rec
     assert shown.code == 0
     assert "failed" in shown.out
     assert "not longer than the present" in " ".join(shown.out.replace("│", "").split())
+
+
+def test_a_stage_whose_process_is_gone_was_interrupted(longrope: Run, tmp_path: Path) -> None:
+    stages = {"search-128": StageState("search", "search factors for 128", state=RUNNING, started=0.0)}
+    RunState("longer", stages).save(tmp_path)
+    shown = longrope("status", tmp_path)
+    assert "search-128 was interrupted; the same `longrope extend` goes on with it" in shown.out
+    lock = FolderLock(tmp_path / LOCK_FILE)
+    lock.acquire()
+    shown = longrope("status", tmp_path)
+    lock.release()
+    assert "interrupted" not in shown.out
 
 
 def test_a_folder_without_a_run_has_no_status(longrope: Run, tmp_path: Path) -> None:

@@ -24,9 +24,20 @@ from longrope.pipeline.inputs import key_of, stage_inputs
 from longrope.pipeline.recipe import read_recipe
 from longrope.pipeline.run import on_cluster
 from longrope.pipeline.stages import ExportSettings, Recipe
-from longrope.pipeline.state import STATE_FILE, STATES, RunState, StageState, differences, last_sign, open_state
+from longrope.pipeline.state import (
+    LOCK_FILE,
+    STATE_FILE,
+    STATES,
+    RunState,
+    StageState,
+    differences,
+    is_at_work,
+    last_sign,
+    open_state,
+)
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import linear
+from longrope.runs.locks import FolderLock
 from longrope.search.readjust import ReadjustSettings
 from longrope.search.settings import AlgorithmSettings, DataSettings, SearchSettings
 from longrope.workers.settings import ExecutionSettings
@@ -334,3 +345,12 @@ def test_factors_of_a_file_count_by_their_content(place: Path, tmp_path: Path) -
     one, same, other = (keys(read(place, f"finetune-128.factors={path}")) for path in files)
     assert one == same
     assert changed(one, other) == list(STAGES[2:])
+
+
+def test_a_run_is_at_work_as_long_as_it_is_locked(tmp_path: Path) -> None:
+    assert not is_at_work(tmp_path)
+    lock = FolderLock(tmp_path / LOCK_FILE)
+    lock.acquire()
+    assert is_at_work(tmp_path)
+    lock.release()
+    assert not is_at_work(tmp_path)
