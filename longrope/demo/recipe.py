@@ -7,7 +7,7 @@ from pathlib import Path
 
 from longrope.demo.corpus import write_texts
 from longrope.pipeline.recipe import read_recipe
-from longrope.pipeline.run import TEXTS
+from longrope.pipeline.run import TEXTS, refuse_other
 from longrope.pipeline.stages import Recipe
 
 
@@ -19,8 +19,9 @@ def demo_recipe(output: str | Path, overrides: Sequence[str] = (), full: bool = 
         full: the one for a GPU, which goes to 131072 tokens.
 
     Raises:
-        InvalidInputError: if an override is wrong.
+        InvalidInputError: if an override is wrong, or the folder holds something else; nothing is written then.
     """
+    refuse_other(Path(output).resolve())
     texts = write_texts(Path(output).resolve() / TEXTS)
     data = [
         f"data.training={texts.training}",

@@ -308,7 +308,7 @@ def test_an_output_folder_with_another_run(place: Place, searched: SearchReport)
 
 def test_the_demo_leaves_another_run_alone(place: Place, searched: SearchReport) -> None:
     shutil.copytree(searched.folder, place.output)
-    assert "holds another run" in place.error("demo", "--output", place.output)
+    assert "holds no run of a recipe" in place.error("demo", "--output", place.output)
 
 
 def test_an_output_that_is_a_file(place: Place) -> None:

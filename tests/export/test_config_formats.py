@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from export_cases import factors, logits_of, plain_transformers, save, two_windows
+from transformers import AutoConfig
 
 from longrope.exceptions import SettingsError, UnsupportedModelError
 from longrope.export.huggingface import export_folder
@@ -194,6 +195,8 @@ def test_transformers_only_warns_of_the_mscales(make_tiny_model, tmp_path, atten
         exported = export_folder(source, two_windows(attention_factor=attention_factor), tmp_path / "out")
         assert said == []
         assert ModelSource(str(exported.folder)).load_config().rope_parameters["attention_factor"] == attention_factor
+        assert said == []  # ours does not warn of what is ours
+        AutoConfig.from_pretrained(exported.folder)
     finally:
         library.removeHandler(handler)
     assert len(said) == (0 if attention_factor == SU else 1)

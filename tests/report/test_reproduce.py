@@ -75,7 +75,7 @@ def test_an_evaluation_is_what_was_typed(understood: Understood, monkeypatch: py
     monkeypatch.setattr("sys.argv", shlex.split(typed))
     line = evaluation_command(json.loads(json.dumps(given_command())))
     assert line is not None
-    settings, *_ = understood(line, "longrope.evaluation.run.evaluate")
+    settings, *_ = understood(line, "longrope.evaluation.suites.evaluate")
     assert settings.lengths == (256, 2048)
     assert (settings.output, settings.resume) == ("NEW_FOLDER", False)
     assert "'my books'" in line
