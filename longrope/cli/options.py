@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from longrope.demo import model_name as model_name
+
 if TYPE_CHECKING:
     from longrope.search.settings import AlgorithmSettings, DataSettings
     from longrope.workers.settings import ExecutionSettings
@@ -89,15 +91,6 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that lies with the model.", rich_help_panel=_RUN)
 ]
 Factors = Annotated[str, typer.Option("--factors", help="Factors or a schedule (JSON).", metavar="FILE")]
-
-
-def model_name(name: str) -> str:
-    """The folder that a MODEL argument stands for; ``demo`` is the embedded model."""
-    if name == "demo":
-        from longrope.demo import model_folder
-
-        return str(model_folder())
-    return name
 
 
 def data_settings(options: dict[str, Any]) -> DataSettings:

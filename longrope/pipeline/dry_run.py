@@ -29,8 +29,8 @@ from longrope.finetune.run import check as check_finetuning
 from longrope.model.load import ModelSource
 from longrope.model.rope_config import SCHEDULE_FILE, ModelRope, read_rope
 from longrope.pipeline.extended import extended
+from longrope.pipeline.inputs import model_source
 from longrope.pipeline.perform import scaled
-from longrope.pipeline.plan import model_source
 from longrope.pipeline.room import Room
 from longrope.pipeline.stages import (
     EXPORTED,
@@ -150,8 +150,6 @@ class _DryRun:
             schedule = self._training_windows(stage)
             file = self._scratch / f"{stage.name}.json"
             schedule.save(file)
-            if find_spec("accelerate") is None:
-                raise SettingsError("fine-tuning needs accelerate; pip install 'longrope[finetune]'")
             device = launch.choose_device()
             plan = launch.resolve(torch.cuda.device_count() if device == "cuda" else 0, settings.zero)
             given = replace(

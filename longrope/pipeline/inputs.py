@@ -15,6 +15,7 @@ from typing import Any
 
 from longrope.data.documents import files_of
 from longrope.data.mixture import read_mixture
+from longrope.demo import model_name
 from longrope.model.load import ModelSource, fingerprint
 from longrope.pipeline.stages import (
     CURRENT,
@@ -23,6 +24,7 @@ from longrope.pipeline.stages import (
     EvaluateStage,
     ExportStage,
     FinetuneStage,
+    ModelChoice,
     ReadjustStage,
     Recipe,
     Scaling,
@@ -81,20 +83,15 @@ def key_of(inputs: dict[str, Any]) -> str:
 
 def model_identity(recipe: Recipe) -> str:
     """Of the model that the recipe starts from: of its weights and config in a folder, or its commit on the hub."""
-    model = recipe.model
-    source = ModelSource(model_name(model.name), model.revision, trust_remote_code=model.trust_remote_code)
+    source = model_source(recipe.model)
     if Path(source.name).is_dir():
         return fingerprint(Path(source.name))
     return f"{source.name}@{source.folder(weights=False).name}"
 
 
-def model_name(name: str) -> str:
-    """The folder or hub id that a recipe's model stands for; ``demo`` is the embedded model."""
-    if name == "demo":
-        from longrope.demo import model_folder
-
-        return str(model_folder())
-    return name
+def model_source(choice: ModelChoice) -> ModelSource:
+    """The model that a recipe starts from."""
+    return ModelSource(model_name(choice.name), choice.revision, trust_remote_code=choice.trust_remote_code)
 
 
 def data_identity(source: str) -> str:

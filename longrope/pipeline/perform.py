@@ -247,7 +247,6 @@ def _evaluate(stage: EvaluateStage, point: Point, folder: Path, progress: Progre
 def _export(stage: ExportStage, point: Point, folder: Path, recipe: str, progress: Progress) -> dict[str, Any]:
     settings, file = stage.settings, point.schedule_file()
     assert file is not None, "the order of stages was checked"
-    losses: tuple[str, ...] = ()
     if not (folder / "config.json").exists():  # whole, if it is there at all
         factors = load_factors(file)
         windows = factors.windows if isinstance(factors, FactorSchedule) else (Window(factors.target_length, factors),)
@@ -266,8 +265,7 @@ def _export(stage: ExportStage, point: Point, folder: Path, recipe: str, progres
             config_only=settings.config_only,
             copy=settings.copy,
         )
-        losses = exported.losses
-        for loss in losses:
+        for loss in exported.losses:
             progress.note(f"note: {'without trust_remote_code, ' if code else ''}{loss}")
     write_text_atomically(folder / RECIPE_FILE, recipe)
     schedule = load_factors(folder / SCHEDULE_FILE)

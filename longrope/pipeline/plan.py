@@ -9,12 +9,11 @@ from typing import Any
 from longrope.exceptions import SettingsError
 from longrope.finetune.hardware import Hardware, peak_flops
 from longrope.finetune.model_shape import ModelShape
-from longrope.model.load import ModelSource
 from longrope.model.rope_config import read_rope
 from longrope.pipeline.cost import Utilisation
 from longrope.pipeline.gpus import HOST_PER_GPU, gpu_hardware
-from longrope.pipeline.inputs import model_name
-from longrope.pipeline.stages import ModelChoice, Recipe
+from longrope.pipeline.inputs import model_source
+from longrope.pipeline.stages import Recipe
 from longrope.runs.model import LoadedModel
 from longrope.runs.progress import Progress
 
@@ -167,11 +166,6 @@ def plan(
         stages=stages,
         notes=tuple(_notes(hardware, assumed, gpu is not None and host_memory is None, measure, stages)),
     )
-
-
-def model_source(choice: ModelChoice) -> ModelSource:
-    """The model that a recipe starts from; ``demo`` is the embedded one."""
-    return ModelSource(model_name(choice.name), choice.revision, trust_remote_code=choice.trust_remote_code)
 
 
 def _hardware(

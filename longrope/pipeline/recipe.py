@@ -89,8 +89,6 @@ def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         model=reader.model,
         stages=stages,
         seed=reader.seed,
-        execution=reader.execution,
-        launch=reader.launch,
     )
     check_order(recipe.stages)
     return recipe
@@ -115,8 +113,9 @@ class _Reader:
         self._choice = read_as(DataChoice, data, "data")
         self._training = merged(data.path, data.line, data, only=("training",))
         self._execution, self._launch = self._section("execution"), self._section("launch")
-        self.execution = read_as(ExecutionSettings, self._execution, "execution", {"trust_remote_code": False})
-        self.launch = read_as(LaunchSettings, self._launch, "launch")
+        # Checked here, too, so that a mistake is found where it stands.
+        read_as(ExecutionSettings, self._execution, "execution", {"trust_remote_code": False})
+        read_as(LaunchSettings, self._launch, "launch")
 
     def stages(self) -> tuple[Stage, ...]:
         """All stages, with names that differ."""

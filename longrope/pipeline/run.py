@@ -12,7 +12,7 @@ import yaml
 from longrope.evaluation.settings import DocumentSettings
 from longrope.exceptions import RunExistsError
 from longrope.files import write_text_atomically
-from longrope.pipeline.inputs import key_of, model_name, stage_inputs
+from longrope.pipeline.inputs import key_of, model_source, stage_inputs
 from longrope.pipeline.perform import RECIPE_FILE, Point, after, is_there, perform
 from longrope.pipeline.stages import EvaluateStage, FinetuneStage, ReadjustStage, Recipe, SearchStage, Stage
 from longrope.pipeline.state import (
@@ -151,8 +151,8 @@ def _take_over(
 
 def start(recipe: Recipe) -> Point:
     """Where a run begins."""
-    name, revision = model_name(recipe.model.name), recipe.model.revision
-    return Point(name, revision, recipe.model.trust_remote_code, name, revision)
+    source = model_source(recipe.model)
+    return Point(source.name, source.revision, source.trust_remote_code, source.name, source.revision)
 
 
 def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress, changed: bool) -> ExtendReport:

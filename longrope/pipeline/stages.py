@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from longrope.data.yaml_file import Section
-from longrope.evaluation.settings import EvaluationSettings
+from longrope.evaluation.settings import EvaluationSettings, HarnessSettings
 from longrope.evaluation.suites import SuiteSettings
 from longrope.exceptions import SettingsError
 from longrope.finetune.launch import LaunchSettings
@@ -16,7 +16,6 @@ from longrope.lengths import format_length, parse_length
 from longrope.schema import STRICT, OptionalLength
 from longrope.search.readjust import ReadjustSettings
 from longrope.search.settings import SearchSettings
-from longrope.workers.settings import ExecutionSettings
 
 SCALINGS = ("pi", "ntk", "yarn", "abf")
 ORIGINAL, CURRENT, EXPORTED = MODELS = ("original", "current", "exported")
@@ -161,6 +160,8 @@ class EvaluateStage(Stage):
 
     def describe(self) -> str:
         of = {ORIGINAL: "the original model", EXPORTED: "the exported folder"}.get(self.model, "the model")
+        if isinstance(self.suite, HarnessSettings):  # which finds its lengths by itself
+            return f"{self.suite_name} of {of}: {', '.join(self.suite.tasks)}"
         return f"{self.suite_name} of {of} at {', '.join(map(format_length, self.settings.lengths))}"
 
 
@@ -236,8 +237,6 @@ class Recipe:
     Attributes:
         name: of the file, without its ending.
         content: the recipe as it was given, with what was changed on the command line, as plain YAML data.
-        execution: where searches, readjustments and evaluations run; stages may say otherwise.
-        launch: how fine-tuning is started; stages may say otherwise.
     """
 
     name: str
@@ -245,5 +244,3 @@ class Recipe:
     model: ModelChoice
     stages: tuple[Stage, ...]
     seed: int = 0
-    execution: ExecutionSettings = field(default_factory=ExecutionSettings)
-    launch: LaunchSettings = field(default_factory=LaunchSettings)

@@ -282,9 +282,10 @@ def test_a_model_without_weights(checked: Checked, tmp_path: Path, model_folder:
 
 
 def test_packages_that_are_not_installed(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
-    for where in (checks, deepspeed_config):
-        monkeypatch.setattr(where, "find_spec", lambda name: None)
-    assert "fine-tuning needs accelerate" in checked()[0]
+    with monkeypatch.context() as without:
+        without.setattr("longrope.finetune.run.find_spec", lambda name: None)
+        assert "fine-tuning needs accelerate" in checked()[0]
+    monkeypatch.setattr(deepspeed_config, "find_spec", lambda name: None)
     monkeypatch.setattr(checks, "find_spec", lambda name: None if name == "ray" else object())
     assert "executor 'ray' needs Ray" in checked("served.execution.executor=ray")[0]
     assert "zero 2 needs DeepSpeed" in checked("finetune-128.zero=2")[0]
