@@ -26,6 +26,23 @@ def finetune(
         str, typer.Option(help="Tokens of a training segment: 2048, 128k.", metavar="LENGTH", rich_help_panel=_TRAINING)
     ],
     output: o.Output,
+    windows: Annotated[
+        str,
+        typer.Option(
+            help="Lengths whose windows are trained in turn, such as 4k,128k,256k: short ones in segments of their own "
+            "length, those beyond the factors ahead, under YaRN's (that of a segment only).",
+            metavar="LENGTHS",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = "",
+    attention_factor: Annotated[
+        str,
+        typer.Option(
+            help="own: each window that of its factors; shared: all that of the segment's window, for plain "
+            "transformers, which has but one; or a number.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = "own",
     model_revision: o.ModelRevision = None,
     field: o.Field = "text",
     split: o.Split = "train",
@@ -170,6 +187,8 @@ def finetune(
         data=data,
         output=output,
         seq_length=parse_length(seq_length),
+        windows=parse_lengths(windows),
+        attention_factor=_number(attention_factor),
         revision=model_revision,
         trust_remote_code=trust_remote_code,
         field=field,
@@ -232,3 +251,11 @@ def finetune(
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _number(text: str) -> str | float:
+    """A number where the text is one; settings refuse other text that they do not know."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

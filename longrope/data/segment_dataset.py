@@ -1,8 +1,12 @@
-"""Each process its own segments of every global step, and its own shard of them."""
+"""Each process its own segments of every global step, and its own shard of them.
+
+A step may train several windows of a model in turn, as LongRoPE2 does (arXiv 2502.20082). In a window
+that is shorter than a segment, several short segments are packed in the place of one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +14,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from longrope.data.segments import IGNORED, Segment, SegmentStream
+from longrope.data.windows import check_windows
 from longrope.exceptions import SettingsError
-from longrope.lengths import format_length
 
 Batch = dict[str, Any]
 
@@ -24,11 +28,18 @@ class SegmentDataset(IterableDataset[Batch]):
     number of processes. Every process packs the whole stream, since where a segment begins depends on all the
     tokens before it, and keeps what is its own.
 
+    Micro batches, counted over the whole run, go to the windows in turn; those of one window follow each other within
+    a step, so that as a rule all processes are at the same one. A window at least as long as a segment has whole
+    segments, whose rows are shared by the processes of a sequence. In a shorter one a segment becomes L / window rows
+    of so many tokens, which are dealt out whole.
+
     Yields, without end, for each micro step a dict of
 
-    - ``input_ids``, ``position_ids``, ``shift_labels``: (micro_batch, length / sp_size) int64, the process's shard of
-      its segments. ``shift_labels`` at t is the label of token t + 1 of the whole segment, so the last token of a
-      shard is scored on the first token of the next, and the last of the segment on nothing (-100);
+    - ``input_ids``, ``position_ids``, ``shift_labels``: int64, (micro_batch, L / sp_size), the process's shard of its
+      segments, or (micro_batch L / (window sp_size), window), its rows of a short window. ``shift_labels`` at t is the
+      label of token t + 1 of the whole row, so the last token of a shard is scored on the first token of the next, and
+      the last of the row on nothing (-100);
+    - ``window``: full length, in tokens, by which the factors of the rows are chosen;
     - ``num_items``: labels that count in the whole global step, over all processes;
     - ``stream``, with the last micro step of a step: the state of the stream after that step.
 
@@ -38,6 +49,8 @@ class SegmentDataset(IterableDataset[Batch]):
         world: their number.
         sp_rank: of the process among those that share a sequence.
         sp_size: their number.
+        windows: in tokens; one that is named twice has twice the share. That of a segment when empty.
+        first_step: number of steps that were taken before.
 
     Raises:
         SettingsError: if the batch or the segment cannot be divided.
@@ -53,6 +66,8 @@ class SegmentDataset(IterableDataset[Batch]):
         global_batch: int = 1,
         sp_rank: int = 0,
         sp_size: int = 1,
+        windows: Sequence[int] = (),
+        first_step: int = 0,
     ) -> None:
         assert 0 <= rank < world
         assert 0 <= sp_rank < sp_size
@@ -64,16 +79,12 @@ class SegmentDataset(IterableDataset[Batch]):
                 f"global-batch {global_batch} cannot be divided by {world} data-parallel processes with micro-batch "
                 f"{micro_batch}; give {allowed}, or another multiple of {together}"
             )
-        if stream.length % sp_size:
-            raise SettingsError(
-                f"a segment of {format_length(stream.length)} cannot be cut into {sp_size} equal shards; choose an sp "
-                "that divides it"
-            )
+        check_windows(windows, stream.length, sp_size)
         self._stream, self._start = stream, stream.state_dict()
         self._rank, self._world = rank, world
         self._micro_batch, self._global_batch = micro_batch, global_batch
-        shard = stream.length // sp_size
-        self._shard = slice(sp_rank * shard, (sp_rank + 1) * shard)
+        self._sp_rank, self._sp_size = sp_rank, sp_size
+        self._windows, self._first_step = tuple(windows) or (stream.length,), first_step
 
     @property
     def micro_steps(self) -> int:
@@ -85,32 +96,46 @@ class SegmentDataset(IterableDataset[Batch]):
         if worker is not None and worker.num_workers > 1:
             raise SettingsError(f"segments come in one order; use at most 1 loader worker, not {worker.num_workers}")
         self._stream.load_state_dict(self._start)
+        micro_batches = self._global_batch // self._micro_batch
+        step = self._first_step
         while True:
-            own: list[Segment] = []
+            own: list[Batch] = []
             items = 0
-            for index in range(self._global_batch):
-                segment = next(self._stream)
-                items += int(np.count_nonzero(segment.labels[1:] != IGNORED))
-                if index // self._micro_batch % self._world == self._rank:
-                    own.append(segment)
-            state = self._stream.state_dict()
-            for first in range(0, len(own), self._micro_batch):
-                batch = self._batch(own[first : first + self._micro_batch])
+            turns = range(step * micro_batches, (step + 1) * micro_batches)
+            for index, turn in enumerate(sorted(turn % len(self._windows) for turn in turns)):
+                window = self._windows[turn]
+                length = min(window, self._stream.length)
+                count = self._micro_batch * self._stream.length // length
+                segments = [self._stream.take(length) for _ in range(count)]
+                items += sum(int(np.count_nonzero(segment.labels[1:] != IGNORED)) for segment in segments)
+                if index % self._world == self._rank:
+                    own.append({**self._batch(segments), "window": window})
+            step += 1
+            own[-1]["stream"] = self._stream.state_dict()
+            for batch in own:
                 batch["num_items"] = items
-                if first + self._micro_batch == len(own):
-                    batch["stream"] = state
                 yield batch
 
     def _batch(self, segments: list[Segment]) -> Batch:
-        tokens = np.stack([segment.tokens[self._shard] for segment in segments])
-        labels = np.full((len(segments), segments[0].labels.size), IGNORED, np.int64)
+        length = segments[0].tokens.size
+        rows, columns = slice(None), slice(0, length)
+        if length < self._stream.length:
+            rows = _share(len(segments), self._sp_rank, self._sp_size)
+        else:
+            columns = _share(length, self._sp_rank, self._sp_size)
+        tokens = np.stack([segment.tokens for segment in segments])
+        labels = np.full(tokens.shape, IGNORED, np.int64)
         labels[:, :-1] = np.stack([segment.labels[1:] for segment in segments])
-        positions = torch.arange(self._shard.start, self._shard.stop)
+        own = torch.from_numpy(tokens[rows, columns].astype(np.int64))
         return {
-            "input_ids": torch.from_numpy(tokens.astype(np.int64)),  # (B, L/sp)
-            "position_ids": positions.expand(len(segments), -1).contiguous(),  # (B, L/sp)
-            "shift_labels": torch.from_numpy(labels[:, self._shard].copy()),  # (B, L/sp)
+            "input_ids": own,  # (B, L/sp)
+            "position_ids": torch.arange(columns.start, columns.stop).expand(len(own), -1).contiguous(),  # (B, L/sp)
+            "shift_labels": torch.from_numpy(labels[rows, columns].copy()),  # (B, L/sp)
         }
+
+
+def _share(size: int, rank: int, world: int) -> slice:
+    return slice(rank * (size // world), (rank + 1) * (size // world))
 
 
 def segment_loader(dataset: SegmentDataset, *, workers: int = 1) -> DataLoader[Batch]:

@@ -1,4 +1,4 @@
-"""The training segments: documents packed to exactly one length, in one order, which any process can resume.
+"""The training segments: documents packed to exactly the length asked for, in one order, which any process can resume.
 
 Every segment begins as a text does for the model in use (BOS, where the tokenizer puts it there) and ends with EOS;
 so does every document within. LongRoPE (arXiv 2402.13753, section 4.2) trains on "128k segments bookended with BOS
@@ -78,7 +78,7 @@ class SegmentStream(Iterator[Segment]):
     Args:
         mixture: what to read. Files are indexed here.
         tokenizer: a Hugging Face tokenizer.
-        length: tokens of a segment, bookends included.
+        length: tokens of a segment, bookends included, and of the longest that is ever asked for.
         seed: decides the order of the documents, anew for each epoch of each source.
 
     Raises:
@@ -89,9 +89,7 @@ class SegmentStream(Iterator[Segment]):
     def __init__(self, mixture: Mixture, tokenizer: Any, length: int, seed: int) -> None:
         self.length, self.seed = length, seed
         self._front, self._back = _bookends(mixture, tokenizer)
-        capacity = length - len(self._front) - len(self._back)
-        if capacity < 1:
-            raise SettingsError(f"a segment of {length} tokens has no room beside its BOS and EOS; give a longer one")
+        capacity = self._room(length)
         _check_vocabulary(mixture, tokenizer)
         encoder = PieceEncoder(tokenizer)
         decontaminator = Decontaminator(mixture.decontaminate, mixture.ngram) if mixture.decontaminate else None
@@ -114,15 +112,26 @@ class SegmentStream(Iterator[Segment]):
         return self
 
     def __next__(self) -> Segment:
+        return self.take(self.length)
+
+    def take(self, length: int) -> Segment:
+        """The next segment, of ``length`` tokens.
+
+        What a template makes and is too long for a shorter segment waits for a longer one.
+
+        Raises:
+            SettingsError: if it has no room for a token.
+        """
+        self._room(length)
         if self._yielded == 0:  # a source that holds nothing shows at once, not when its turn comes
             for reader in self._readers:
                 reader.peek()
-        tokens = np.empty(self.length, np.int32)
-        labels = np.full(self.length, IGNORED, np.int32)
+        tokens = np.empty(length, np.int32)
+        labels = np.full(length, IGNORED, np.int32)
         spans: list[Span] = []
         position = 0
         while True:
-            room = self.length - position - len(self._front) - len(self._back)
+            room = length - position - len(self._front) - len(self._back)
             taken = self._take(room) if room > 0 else None
             if taken is None:
                 break
@@ -189,6 +198,13 @@ class SegmentStream(Iterator[Segment]):
             self._yielded = int(state["segments"])
         except (KeyError, TypeError, ValueError) as error:
             raise SettingsError("the state of the data is damaged; resume from an earlier checkpoint") from error
+
+    def _room(self, length: int) -> int:
+        """Tokens of documents in a segment."""
+        room = length - len(self._front) - len(self._back)
+        if room < 1:
+            raise SettingsError(f"a segment of {length} tokens has no room beside its BOS and EOS; give a longer one")
+        return room
 
     def _take(self, room: int) -> tuple[SourceReader, int] | None:
         """Whose next document has its turn, and how much of it was used; None if none fits into ``room``."""

@@ -42,7 +42,19 @@ class TrainingFlops:
 
 
 def forward_attention(shape: ModelShape, settings: FinetuneSettings) -> float:
-    """Operations of scores and their products with values in one segment's forward pass, all layers."""
+    """Operations of scores and their products with values in one segment's forward pass, all layers.
+
+    Of several windows that are trained in turn, their mean.
+    """
+    length, windows = settings.seq_length, settings.trained_windows
+    each = [
+        full_attention(shape, window) * (length // window) if window < length else _whole_segment(shape, settings)
+        for window in windows
+    ]
+    return sum(each) / len(each)
+
+
+def _whole_segment(shape: ModelShape, settings: FinetuneSettings) -> float:
     length = settings.seq_length
     if settings.attention == "shifted-sparse":
         group = settings.group or max(length // 4, 2)

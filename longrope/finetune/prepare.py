@@ -14,6 +14,7 @@ from longrope.finetune.settings import FinetuneSettings
 from longrope.finetune.shifted_sparse import ShiftedSparseAttention, use_shifted_sparse
 from longrope.finetune.tiled_loss import tile_loss
 from longrope.finetune.tiled_mlp import tile_mlp
+from longrope.finetune.window_passes import WindowPasses
 from longrope.model.attach import Attachment, attach
 from longrope.model.load import ModelSource
 from longrope.rope.policy import RopePolicy
@@ -27,12 +28,14 @@ class PreparedModel:
         model: the transformers model.
         trained: the same, or the adapters around it.
         attachment: the policy on it, pinned to the training length.
+        passes: of segments under their windows.
         sparse: shifted sparse attention, where it was asked for.
     """
 
     model: Any
     trained: Any
     attachment: Attachment
+    passes: WindowPasses
     sparse: ShiftedSparseAttention | None = None
 
 
@@ -61,13 +64,13 @@ def extend_model(
 ) -> PreparedModel:
     """Put on a loaded model what the settings ask for.
 
-    The window is that of the whole segment, whatever part of it this process sees.
+    Until a pass chooses another, the window is that of the whole segment, whatever part of it this process sees.
 
     Raises:
         SettingsError: if something that was asked for is not installed, or the model cannot have it.
     """
     attachment = attach(model, policy)
-    attachment.pin(settings.seq_length)
+    passes = WindowPasses(model, attachment, settings.seq_length)
     memory, sparse = settings.memory, None
     if settings.attention == "shifted-sparse":
         length, group = settings.seq_length, settings.group
@@ -81,7 +84,7 @@ def extend_model(
     if settings.method != "full":
         kept = torch.float32 if settings.zero == 0 else precision.weights
         trained = add_adapters(model, settings.adapter, settings.method, trained_dtype=kept)
-    return PreparedModel(model, trained, attachment, sparse)
+    return PreparedModel(model, trained, attachment, passes, sparse)
 
 
 def rehearse(config: Any, settings: FinetuneSettings, policy: RopePolicy, precision: Precision) -> None:

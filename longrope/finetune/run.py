@@ -23,7 +23,7 @@ from longrope.finetune.hardware import Hardware
 from longrope.finetune.held_out import held_out_lengths, held_out_samples, read_held_out
 from longrope.finetune.launch import LaunchSettings, Plan, launch
 from longrope.finetune.meeting import first_alone
-from longrope.finetune.policy import training_policy
+from longrope.finetune.policy import training_policy, with_windows_ahead
 from longrope.finetune.precision import choose_kernel, choose_precision
 from longrope.finetune.prepare import rehearse
 from longrope.finetune.run_record import (
@@ -163,20 +163,21 @@ def check(
     rope = read_rope(config, folder)
     check_attention(config, kernel, eager=False)
     check_attention_span(config, settings.seq_length)
-    policy = training_policy(rope, settings.factors, settings.seq_length)
+    policy = training_policy(rope, settings)
     check_sequence_parallel(config, settings.sp, kernel, settings.seq_length)
     World(size=plan.processes).accumulation(settings.global_batch, settings.micro_batch, settings.sp)
     deepspeed_config(settings)
     if device == "cpu" or torch.cuda.is_available():  # the GPUs of a cluster are seen by its workers alone
         quantization(settings.method, precision.weights, settings.zero or 0)
         check_offload(settings, device)
-    rehearse(config, settings, policy, precision)
+    rehearse(config, settings, with_windows_ahead(policy, settings), precision)
     _check_reporting(settings.report_to)
 
     tokenizer = source.load_tokenizer()
     mixture = read_mixture(settings.data, field=settings.field, split=settings.split)
     stream = SegmentStream(mixture, tokenizer, settings.seq_length, settings.seed)
-    next(stream)
+    for window in settings.trained_windows:
+        stream.take(min(window, settings.seq_length))
     if settings.held_out.source is not None:
         lengths = held_out_lengths(settings, rope.original_length)
         longest = policy.windows[-1].max_length

@@ -7,8 +7,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from longrope.data.windows import check_windows
 from longrope.exceptions import SettingsError
-from longrope.lengths import format_length
 from longrope.schema import STRICT, Length, Lengths, TileLength
 
 SCHEDULES = ("linear", "cosine", "constant")
@@ -16,6 +16,7 @@ METHODS = ("full", "lora", "qlora")
 ATTENTIONS = ("full", "shifted-sparse")
 KERNELS = ("auto", "sdpa", "flash_attention_2", "flash_attention_3")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+OWN, SHARED = "own", "shared"
 OFFLOADS = ("none", "optimizer", "all")
 
 
@@ -101,6 +102,12 @@ class FinetuneSettings:
         data: a mixture file, or one source of documents.
         output: the folder of the run.
         seq_length: tokens of a training segment.
+        windows: lengths whose windows are trained in turn, micro batch by micro batch; one that is named twice has
+            twice the tokens. A window shorter than ``seq_length`` is trained in segments of its own length. One beyond
+            the factors is trained ahead, under YaRN's factors for it, in segments of ``seq_length``, and is not kept.
+            Only the window of ``seq_length`` when empty.
+        attention_factor: ``own``: each window that of its factors; ``shared``: every window that of ``seq_length``, for
+            plain transformers, which has but one; or a number for all.
         warmup: steps of linear warm-up.
         global_batch: segments of an optimizer step, over all processes.
         micro_batch: segments that a process holds at a time.
@@ -123,6 +130,8 @@ class FinetuneSettings:
     data: str
     output: str
     seq_length: Length
+    windows: Lengths = ()
+    attention_factor: str | float = "own"
     revision: str | None = None
     trust_remote_code: bool = False
     field: str = "text"
@@ -181,17 +190,21 @@ class FinetuneSettings:
             )
         if self.sp > 1 and self.zero == 0:
             raise SettingsError(f"sp {self.sp} is DeepSpeed Ulysses; add --zero 1, 2 or 3")
-        if self.seq_length % self.sp:
-            raise SettingsError(
-                f"seq-length {format_length(self.seq_length)} cannot be cut into {self.sp} equal shards; choose an sp "
-                "that divides it"
-            )
+        check_windows(self.windows, self.seq_length, self.sp)
+        chosen = self.attention_factor
+        if chosen not in (OWN, SHARED) and not (isinstance(chosen, (int, float)) and 0 < chosen < math.inf):
+            raise SettingsError(f"attention factor {chosen!r} is unknown; give {OWN}, {SHARED} or a number above 0")
         if self.method == "qlora" and self.zero == 3:
             raise SettingsError("method 'qlora' has 4-bit weights, which ZeRO 3 cannot partition; use --zero 2")
         if self.warmup > self.steps:
             raise SettingsError(f"warmup is {self.warmup}, longer than the run of {self.steps} steps")
         if self.attention == "full" and self.group:
             raise SettingsError("a group is for --attention shifted-sparse")
+
+    @property
+    def trained_windows(self) -> tuple[int, ...]:
+        """Lengths whose windows are trained, in turn."""
+        return self.windows or (self.seq_length,)
 
     def to_json(self) -> str:
         """The settings as a JSON object."""

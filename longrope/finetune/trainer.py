@@ -10,6 +10,7 @@ from transformers import PrinterCallback, Trainer
 
 from longrope.data.segments import begun_epochs
 from longrope.finetune.monitor import Monitor
+from longrope.finetune.window_passes import WindowPasses
 
 
 class SegmentTrainer(Trainer):
@@ -22,6 +23,7 @@ class SegmentTrainer(Trainer):
         loader: yields the batches of :class:`longrope.data.segment_dataset.SegmentDataset`.
         gradient_scale: see :func:`longrope.finetune.deepspeed_config.gradient_scale`.
         monitor: shows and records what is logged.
+        passes: of the windows that the batches are meant for.
         options: arguments of Trainer.
     """
 
@@ -30,12 +32,14 @@ class SegmentTrainer(Trainer):
         loader: Iterable[dict[str, Any]],
         gradient_scale: int,
         monitor: Monitor,
+        passes: WindowPasses,
         **options: Any,
     ) -> None:
         self._loader = loader
         self._gradient_scale = gradient_scale
         self.stream_state: Any = None
         self._monitor = monitor
+        self._passes = passes
         super().__init__(**options)
         self.add_callback(monitor)
         self.remove_callback(PrinterCallback)  # Trainer's own lines
@@ -76,7 +80,8 @@ class SegmentTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        with self._passes.of(inputs.pop("window")):
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         # What is logged is averaged over all processes.
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         share: float = self.accelerator.num_processes / self._gradient_scale
         return loss.mul(share)

@@ -23,7 +23,7 @@ from longrope.finetune.hardware import Hardware, peak_flops
 from longrope.finetune.held_out import HeldOut, held_out_lengths, held_out_samples
 from longrope.finetune.model_shape import ModelShape
 from longrope.finetune.monitor import Monitor
-from longrope.finetune.policy import training_policy
+from longrope.finetune.policy import training_policy, with_windows_ahead
 from longrope.finetune.precision import choose_kernel, choose_precision
 from longrope.finetune.prepare import prepare_model
 from longrope.finetune.result import save_result
@@ -62,9 +62,10 @@ def train(folder: str | Path, device: str) -> None:
 
     tokenizer = source.load_tokenizer()
     rope = read_rope(source.load_config(), source.folder())
-    policy = training_policy(rope, settings.factors, settings.seq_length)
+    policy = training_policy(rope, settings)
     set_seed(settings.seed)  # adapters begin with random numbers, the same on every process
-    prepared = prepare_model(source, settings, policy, precision, world.rank % settings.sp)
+    trained = with_windows_ahead(policy, settings)
+    prepared = prepare_model(source, settings, trained, precision, world.rank % settings.sp)
 
     if prepared.model.config.tie_word_embeddings:  # checkpoints hold them once, and Trainer is not to miss them
         prepared.model._keys_to_ignore_on_save = set(prepared.model._tied_weights_keys or ())
@@ -83,6 +84,8 @@ def train(folder: str | Path, device: str) -> None:
         global_batch=settings.global_batch,
         sp_rank=world.rank % settings.sp,
         sp_size=settings.sp,
+        windows=settings.windows,
+        first_step=0 if checkpoint is None else checkpoint.step,
     )
     monitor = Monitor(
         folder,
@@ -112,6 +115,7 @@ def train(folder: str | Path, device: str) -> None:
         segment_loader(data, workers=1),
         gradient_scale(settings, world.size),
         monitor,
+        prepared.passes,
         model=prepared.trained,
         args=args,
         callbacks=callbacks,

@@ -28,9 +28,8 @@ from longrope.export.two_lists import two_lists
 from longrope.finetune.run import check as check_finetuning
 from longrope.model.load import ModelSource
 from longrope.model.rope_config import SCHEDULE_FILE, ModelRope, read_rope
-from longrope.pipeline.extended import extended
+from longrope.pipeline.extended import extended, with_training_windows
 from longrope.pipeline.inputs import model_source
-from longrope.pipeline.perform import scaled
 from longrope.pipeline.room import Room
 from longrope.pipeline.stages import (
     EXPORTED,
@@ -40,11 +39,9 @@ from longrope.pipeline.stages import (
     FinetuneStage,
     ReadjustStage,
     Recipe,
-    Scaling,
     SearchStage,
     Stage,
 )
-from longrope.rope.policy import FactorSchedule, load_factors
 from longrope.runs.model import LoadedModel, open_model
 from longrope.runs.progress import Progress
 from longrope.search.genetic import GeneticSearch
@@ -147,7 +144,7 @@ class _DryRun:
         settings, launch, count = stage.settings, stage.launch, len(self.problems)
         schedule = extended(self._rope, settings.seq_length).schedule()
         with self._noting(stage):
-            schedule = self._training_windows(stage)
+            schedule = with_training_windows(stage, self._rope).schedule()
             file = self._scratch / f"{stage.name}.json"
             schedule.save(file)
             device = launch.choose_device()
@@ -165,18 +162,6 @@ class _DryRun:
                 mixture = read_mixture(settings.data, field=settings.field, split=settings.split)
                 next(SegmentStream(mixture, self._source.load_tokenizer(), settings.seq_length, settings.seed))
         self._rope = self._trained = replace(self._rope, policy=schedule, window=schedule.windows[-1].max_length)
-
-    def _training_windows(self, stage: FinetuneStage) -> FactorSchedule:
-        """The windows under which a stage trains."""
-        chosen, rope = stage.factors, self._rope
-        if isinstance(chosen, Scaling):
-            schedule = rope.extended_by(scaled(rope, chosen, chosen.target_length or stage.settings.seq_length))
-        elif chosen is None:
-            schedule = rope.schedule()
-        else:
-            loaded = load_factors(chosen)
-            schedule = loaded if isinstance(loaded, FactorSchedule) else rope.extended_by(loaded)
-        return schedule if stage.keep_windows else FactorSchedule(schedule.windows[-1:])
 
     def _readjust(self, stage: ReadjustStage) -> None:
         settings, windows = stage.settings, sorted(set(stage.settings.windows))

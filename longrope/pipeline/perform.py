@@ -17,7 +17,8 @@ from longrope.finetune.run import finetune
 from longrope.finetune.run_record import ADAPTER, MODEL
 from longrope.lengths import format_length
 from longrope.model.load import ModelSource
-from longrope.model.rope_config import SCHEDULE_FILE, ModelRope, read_rope
+from longrope.model.rope_config import SCHEDULE_FILE, read_rope
+from longrope.pipeline.extended import with_training_windows
 from longrope.pipeline.stages import (
     EXPORTED,
     ORIGINAL,
@@ -25,12 +26,9 @@ from longrope.pipeline.stages import (
     ExportStage,
     FinetuneStage,
     ReadjustStage,
-    Scaling,
     SearchStage,
     Stage,
 )
-from longrope.rope.factors import RopeFactors
-from longrope.rope.methods import abf, linear, ntk, yarn
 from longrope.rope.policy import FactorSchedule, Window, load_factors
 from longrope.runs.progress import Progress
 from longrope.search.readjust import readjust
@@ -167,38 +165,17 @@ def _finetune(stage: FinetuneStage, point: Point, folder: Path, progress: Progre
 
 
 def _training_factors(stage: FinetuneStage, point: Point, folder: Path) -> Path:
-    """The file that training reads, beside the stage's folder where it has to be made."""
-    chosen = stage.factors
-    if isinstance(chosen, str):
-        given: RopeFactors | FactorSchedule = load_factors(chosen)
-    elif isinstance(chosen, Scaling):
-        rope = read_rope(point.source.load_config(), point.source.folder(weights=False))
-        given = scaled(rope, chosen, chosen.target_length or stage.settings.seq_length)
-    else:
+    """The file that training reads, beside the stage's folder."""
+    rope = read_rope(point.source.load_config(), point.source.folder(weights=False))
+    if stage.factors is None:
         assert point.factors is not None, "the order of stages was checked"
-        given = load_factors(point.factors)
-    if not stage.keep_windows:
-        window = given.windows[-1] if isinstance(given, FactorSchedule) else Window(given.target_length, given)
-        given = FactorSchedule((window,))
-    elif isinstance(chosen, str) or chosen is None:
-        return Path(chosen or str(point.factors))
+        found = load_factors(point.factors)
+        schedule = found if isinstance(found, FactorSchedule) else rope.extended_by(found)
+        rope = replace(rope, policy=schedule, window=schedule.windows[-1].max_length)
     path = folder.parent / "factors" / f"{stage.name}.json"
     path.parent.mkdir(exist_ok=True)
-    given.save(path)
+    with_training_windows(stage, rope).schedule().save(path)
     return path
-
-
-def scaled(rope: ModelRope, scaling: Scaling, target_length: int) -> RopeFactors:
-    """The factors of a method that needs no search; those of abf over the model's plain RoPE, others over its present.
-
-    Raises:
-        InvalidInputError: if the target or the base is not above the model's own.
-    """
-    if scaling.method == "abf":
-        assert scaling.rope_theta is not None
-        return abf(rope.identity(), scaling.rope_theta, target_length)
-    method = {"pi": linear, "ntk": ntk, "yarn": yarn}[scaling.method]
-    return method(rope.present, target_length)
 
 
 def _readjust(stage: ReadjustStage, point: Point, folder: Path, progress: Progress) -> dict[str, Any]:

@@ -8,6 +8,7 @@ will have made of it.
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -191,6 +192,8 @@ class Probe:
         """
         least = World(size=processes).replicas(settings.sp) * settings.micro_batch
         batch = min(settings.global_batch, 2 * least)
+        windows = len(settings.trained_windows)
+        steps = 1 + math.ceil((STEPS - 1) / windows) * windows  # of which all but the first are timed
         with tempfile.TemporaryDirectory() as folder:
             output, factors = Path(folder) / "run", Path(folder) / "factors.json"
             policy.save(factors)
@@ -200,23 +203,24 @@ class Probe:
                 revision=self._choice.revision,
                 factors=str(factors),
                 output=str(output),
-                steps=STEPS,
-                warmup=min(settings.warmup, STEPS),
+                steps=steps,
+                warmup=min(settings.warmup, steps),
                 global_batch=batch,
                 save_steps=0,
                 log_steps=1,
                 report_to=(),
             )
-            self._progress.note(f"measuring {STEPS} training steps of {batch} segment(s)")
+            self._progress.note(f"measuring {steps} training steps of {batch} segment(s)")
             taken = run_apart(short, launch)
             lines = map(json.loads, (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
             speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
-        steps = [batch * settings.seq_length / speed for speed in speeds]
+        each = [batch * settings.seq_length / speed for speed in speeds]
+        seconds = [fmean(each[first : first + windows]) for first in range(0, len(each), windows)]
         scale = settings.global_batch / batch
         return Measured(
             shape=self._shape,
-            steps=[scale * each for each in steps],
-            start=max(taken - STEPS * fmean(steps), 0.0),
+            steps=[scale * second for second in seconds],
+            start=max(taken - steps * fmean(seconds), 0.0),
         )
 
     def export(self, policy: FactorSchedule, settings: ExportSettings) -> float:

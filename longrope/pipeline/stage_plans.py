@@ -16,7 +16,7 @@ from longrope.finetune.world import World
 from longrope.lengths import format_length
 from longrope.pipeline.cost import Utilisation, piece_seconds, rounds_flops, rounds_seconds
 from longrope.pipeline.disk import journal_bytes, training_bytes, weights_bytes
-from longrope.pipeline.extended import extended, rope_of_training
+from longrope.pipeline.extended import extended, with_training_windows
 from longrope.pipeline.gpus import bandwidth_of
 from longrope.pipeline.plan import StagePlan
 from longrope.pipeline.probe import Measured, Probe
@@ -85,7 +85,7 @@ class StagePlanner:
         if isinstance(stage, SearchStage):
             self._windows = extended(self._model.rope, stage.settings.target_length)
         elif isinstance(stage, FinetuneStage):
-            self._windows = rope_of_training(stage, self._windows)
+            self._windows = with_training_windows(stage, self._windows)
             self._model = replace(self._model, rope=self._windows)
         return found
 
@@ -266,7 +266,7 @@ class StagePlanner:
         # Under ZeRO 3 all processes take part in every pass.
         workers = 1 if settings.zero == 3 else hardware.devices
         if self._probe is not None:
-            policy = rope_of_training(stage, self._windows).schedule()
+            policy = with_training_windows(stage, self._windows).schedule()
             measured = self._probe.finetune(settings, launch, hardware.devices, policy)
             return measured.complete(found, lambda piece: 0.0, settings.steps)
         peak = peak_flops(hardware.name, settings.precision)

@@ -101,6 +101,65 @@ def test_what_cannot_be_divided(make_stream, options, expected):
         SegmentDataset(make_stream(), **options)
 
 
+@pytest.mark.parametrize(("world", "micro_batch", "sp"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (4, 1, 3)])
+def test_windows_have_their_turns_whatever_the_processes(make_stream, world, micro_batch, sp):
+    windows, steps = (8, LENGTH, 4 * LENGTH), 3
+    micro_steps = GLOBAL // (world * micro_batch)
+    found = {
+        (r, s): batches(
+            make_stream(),
+            steps * micro_steps,
+            rank=r,
+            world=world,
+            micro_batch=micro_batch,
+            sp_rank=s,
+            sp_size=sp,
+            windows=windows,
+        )
+        for r in range(world)
+        for s in range(sp)
+    }
+    stream = make_stream()
+    tokens = dict.fromkeys(windows, 0)
+    for step in range(steps):
+        size = GLOBAL // micro_batch
+        turns = sorted(turn % 3 for turn in range(step * size, (step + 1) * size))
+        counted = 0
+        for index, turn in enumerate(turns):
+            window = windows[turn]
+            length = min(window, LENGTH)
+            expected = [stream.take(length) for _ in range(micro_batch * LENGTH // length)]
+            counted += sum(int((segment.labels[1:] != IGNORED).sum()) for segment in expected)
+            shards = [found[index % world, s][step * micro_steps + index // world] for s in range(sp)]
+            joined = {
+                name: torch.cat([shard[name] for shard in shards], dim=0 if window < LENGTH else 1)
+                for name in ("input_ids", "position_ids", "shift_labels")
+            }
+            assert {shard["window"] for shard in shards} == {window}
+            assert joined["input_ids"].tolist() == [segment.tokens.tolist() for segment in expected]
+            assert joined["position_ids"].tolist() == [list(range(length))] * len(expected)
+            assert joined["shift_labels"].tolist() == [[*segment.labels[1:].tolist(), IGNORED] for segment in expected]
+            tokens[window] += joined["input_ids"].numel()
+        for members in found.values():
+            own = members[step * micro_steps : (step + 1) * micro_steps]
+            assert {batch["num_items"] for batch in own} == {counted}
+            assert own[-1]["stream"] == stream.state_dict()
+    if GLOBAL // micro_batch * steps % 3 == 0:
+        assert set(tokens.values()) == {steps * GLOBAL * LENGTH // 3}
+
+
+def test_windows_go_on_with_their_turns(make_stream):
+    options = {"global_batch": 1, "windows": (8, LENGTH, 16)}
+    whole = list(islice(SegmentDataset(make_stream(), **options), 5))
+    assert [batch["window"] for batch in whole] == [8, LENGTH, 16, 8, LENGTH]
+    stream = make_stream()
+    stream.load_state_dict(json.loads(json.dumps(whole[1]["stream"])))
+    resumed = list(islice(SegmentDataset(stream, first_step=2, **options), 3))
+    for one, other in zip(whole[2:], resumed, strict=True):
+        assert one["window"] == other["window"]
+        assert torch.equal(one["input_ids"], other["input_ids"])
+
+
 def test_more_than_one_loader_worker_is_refused(make_stream):
     loader = torch.utils.data.DataLoader(SegmentDataset(make_stream()), batch_size=None, num_workers=2)
     with pytest.raises(SettingsError, match="at most 1 loader worker"):

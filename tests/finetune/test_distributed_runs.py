@@ -31,6 +31,7 @@ WAYS = {
     "zero 2, sp 2": {"zero": 2, "sp": 2},
     "zero 3, sp 2": {"zero": 3, "sp": 2},
 }
+MIXED = {"windows": (WINDOW // 2, LENGTH), "attention_factor": "shared"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,8 @@ def settings_of(
 
     def settings(way: str, name: str) -> FinetuneSettings:
         own = folder / name.replace(" ", "-").replace(",", "")
-        return tiny_settings(own, model_folder, documents_file, held_out=held_out, **WAYS[way])
+        options = WAYS[way.removeprefix("mixed ")] | (MIXED if way.startswith("mixed") else {})
+        return tiny_settings(own, model_folder, documents_file, held_out=held_out, **options)
 
     return settings
 
@@ -58,7 +60,7 @@ def uninterrupted(settings_of: Callable[[str, str], FinetuneSettings]) -> Callab
         if way not in done:
             settings = settings_of(way, way)
             done[way] = started(settings)
-            assert train(done[way], 1 if way == "one" else 2)
+            assert train(done[way], 1 if way.endswith("one") else 2)
         return done[way]
 
     return run
@@ -84,14 +86,15 @@ def started(settings: FinetuneSettings, resume: bool = False) -> Path:
     return Path(settings.output)
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "one"])
+@pytest.mark.parametrize("way", [*(way for way in WAYS if way != "one"), "mixed ddp", "mixed zero 3, sp 2"])
 def test_every_way_trains_the_same(way: str, uninterrupted: Callable[[str], Path]) -> None:
-    alone, shared = history(uninterrupted("one")), history(uninterrupted(way))
+    one = "mixed one" if way.startswith("mixed") else "one"
+    alone, shared = history(uninterrupted(one)), history(uninterrupted(way))
     assert len(alone) == STEPS
     for quantity in ("loss", "grad_norm"):
         expected = torch.tensor([entry[quantity] for entry in alone])
         torch.testing.assert_close(torch.tensor([entry[quantity] for entry in shared]), expected, rtol=1e-4, atol=0)
-    expected, measured = (json.loads((uninterrupted(each) / "held_out.json").read_text()) for each in ("one", way))
+    expected, measured = (json.loads((uninterrupted(each) / "held_out.json").read_text()) for each in (one, way))
     for when, tolerance in (("before", 1e-5), ("after", 1e-3)):
         assert set(expected[when]) == {str(WINDOW), str(LENGTH)}
         assert measured[when] == pytest.approx(expected[when], rel=tolerance)

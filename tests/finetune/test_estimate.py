@@ -111,6 +111,12 @@ def test_operations_of_llama_2_at_128k() -> None:
     assert per_token == pytest.approx(6 * (6_738_415_616 - 32000 * 4096) + 6 * 32 * 4096 * 131072, rel=1e-3)
 
 
+def test_windows_that_are_trained_in_turn_cost_their_mean() -> None:
+    short, long = (forward_attention(SHAPE, chosen(length)) for length in (1024, 4096))
+    sparse = chosen(4096, windows=(1024, 4096, 8192, 8192))
+    assert forward_attention(SHAPE, sparse) == pytest.approx((4 * short + 3 * long) / 4)
+
+
 @given(st.integers(2, 4096), st.integers(2, 4096))
 @settings(max_examples=15)
 def test_groups_see_less_than_everything(length: int, group: int) -> None:

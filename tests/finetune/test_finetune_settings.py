@@ -18,6 +18,7 @@ def test_settings_survive_json() -> None:
         memory=MemorySettings(tile_mlp=64),
         held_out=HeldOutSettings(source="h", lengths=(1, 2)),
         report_to=("tensorboard",),
+        windows=(32, 128),
     )
     assert FinetuneSettings.from_json(settings.to_json()) == settings
     assert json.loads(settings.to_json())["memory"]["tile_mlp"] == 64
@@ -50,6 +51,11 @@ def test_settings_survive_json() -> None:
         ({"sp": 3}, "cannot be cut into 3 equal shards"),
         ({"method": "qlora", "zero": 3}, "use --zero 2"),
         ({"group": 32}, "shifted-sparse"),
+        ({"windows": (32, 64)}, "none of the windows 32, 64 holds a segment of 128"),
+        ({"windows": (48, 128)}, "windows of 48 do not fill a segment; name one that divides 128"),
+        ({"windows": (128, 64), "sp": 4}, "4 sharing one; name one that divides 32"),
+        ({"attention_factor": "su"}, "attention factor 'su' is unknown; give own, shared or a number above 0"),
+        ({"attention_factor": 0.0}, "attention factor 0.0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:

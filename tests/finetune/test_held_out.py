@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 
 from longrope.data.samples import Sample
 from longrope.finetune.held_out import HeldOut, read_held_out
-from longrope.finetune.policy import training_policy
 from longrope.finetune.settings import HeldOutSettings
 from longrope.model.attach import attach
 from longrope.model.rope_config import read_rope
+from longrope.rope.policy import load_factors
 
 BOOKS = HeldOutSettings(source="books", lengths=(WINDOW, LENGTH), samples=2)
 ARGS = SimpleNamespace(process_index=0, world_size=1, device=torch.device("cpu"))
@@ -29,7 +29,7 @@ def test_what_training_leaves_on_the_model_changes_no_measurement(
     together: bool, make_tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
 ) -> None:
     model = make_tiny_model().train()
-    policy = training_policy(read_rope(model.config), write_factors(tmp_path / "factors.json"), LENGTH)
+    policy = read_rope(model.config).extended_by(load_factors(write_factors(tmp_path / "factors.json")))
     attachment = attach(model, policy)
     attachment.pin(LENGTH)
     samples = [Sample(str(seed), np.random.default_rng(seed).integers(3, 128, LENGTH)) for seed in range(2)]

@@ -15,7 +15,7 @@ from tiny_recipes import carry_out, write_recipe
 from longrope.finetune import worker
 from longrope.model.load import ModelSource
 from longrope.model.rope_config import read_rope
-from longrope.pipeline.perform import scaled
+from longrope.pipeline.extended import scaled
 from longrope.pipeline.recipe import read_recipe
 from longrope.pipeline.stages import Scaling
 from longrope.pipeline.state import open_state
