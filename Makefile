@@ -7,7 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --co
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-engines lint format wheel-check clean
+.PHONY: help demo test test-slow test-engines lint format wheel-check clean
 
 help: ## show this list
 	@echo "longrope: what make can do (each command sets up what it needs)"
@@ -19,7 +19,10 @@ demo: $(VENV)/.ready-demo ## extend the embedded model's window and show what it
 
 # One thread a process: pytest-xdist fills the cores.
 test: $(VENV)/.ready-test ## run the tests; PYTEST_ARGS="tests/rope -k yarn" runs a part
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not engines" $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not engines and not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.ready-test ## run the tests that `make test` leaves out: more ways to train on several processes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 test-engines: $(VENV)/.ready-engines ## compare perplexities with llama.cpp, which is built first
 	@$(BIN)/python -m pytest -m engines -s tests/engines

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import killed_worker
 import pytest
@@ -32,6 +33,11 @@ WAYS = {
     "zero 3, sp 2": {"zero": 3, "sp": 2},
 }
 MIXED = {"windows": (WINDOW // 2, LENGTH), "attention_factor": "shared"}
+
+
+def cases(*often: str, slow: tuple[str, ...]) -> list[Any]:
+    """Ways to train, some of which only `make test-slow` tries: starting processes takes most of a test's time."""
+    return [*often, *(pytest.param(way, marks=pytest.mark.slow) for way in slow)]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +92,17 @@ def started(settings: FinetuneSettings, resume: bool = False) -> Path:
     return Path(settings.output)
 
 
-@pytest.mark.parametrize("way", [*(way for way in WAYS if way != "one"), "mixed ddp", "mixed zero 3, sp 2"])
+@pytest.mark.parametrize(
+    "way",
+    cases(
+        "ddp",
+        "zero 2",
+        "zero 3",
+        "zero 2, sp 2",
+        "mixed zero 3, sp 2",
+        slow=("zero 1", "zero 3, sp 2", "mixed ddp", "mixed zero 2, sp 2"),
+    ),
+)
 def test_every_way_trains_the_same(way: str, uninterrupted: Callable[[str], Path]) -> None:
     one = "mixed one" if way.startswith("mixed") else "one"
     alone, shared = history(uninterrupted(one)), history(uninterrupted(way))
@@ -128,7 +144,7 @@ def test_shards_that_choose_windows_by_themselves_train_something_else(
     assert abs(history(folder)[0]["loss"] - first) > 1e-3 * first
 
 
-@pytest.mark.parametrize("way", ["zero 2", "zero 3, sp 2"])
+@pytest.mark.parametrize("way", cases("mixed zero 3, sp 2", slow=("zero 2", "zero 3, sp 2")))
 def test_a_run_whose_processes_were_killed_goes_on(
     way: str,
     settings_of: Callable[[str, str], FinetuneSettings],
@@ -155,7 +171,7 @@ def test_a_run_goes_on_with_other_checkpoints(settings_of: Callable[[str, str], 
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own
-@pytest.mark.parametrize("way", ["zero 2", "zero 3, sp 2"])
+@pytest.mark.parametrize("way", cases("zero 2", slow=("zero 3, sp 2", "mixed zero 3, sp 2")))
 def test_ray_train_starts_killed_workers_anew(
     way: str,
     settings_of: Callable[[str, str], FinetuneSettings],
