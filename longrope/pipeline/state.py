@@ -11,7 +11,7 @@ from typing import Any
 
 from longrope.exceptions import InvalidInputError, RunExistsError
 from longrope.files import write_text_atomically
-from longrope.runs.locks import FolderLock
+from longrope.runs.locks import is_locked
 
 STATE_FILE, LOCK_FILE = "extend.json", "lock"
 WAITING, RUNNING, DONE, FAILED = STATES = ("waiting", "running", "done", "failed")
@@ -50,7 +50,8 @@ class StageState:
     def end(self, state: str) -> None:
         """The stage has come to an end in this process."""
         assert self.started is not None
-        self.state, self.seconds, self.started = state, self.seconds + time.time() - self.started, None
+        # Clocks are set back now and then.
+        self.state, self.seconds, self.started = state, self.seconds + max(time.time() - self.started, 0.0), None
 
 
 @dataclass
@@ -83,7 +84,8 @@ class RunState:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidInputError(
-                f"{path} cannot be read ({' '.join(str(error).split())}); was it changed?"
+                f"{path} cannot be read ({' '.join(str(error).split())}); was it changed? Put it back as it was, or "
+                "give another output folder"
             ) from None
 
     def save(self, folder: Path) -> None:
@@ -107,13 +109,7 @@ def open_state(folder: Path) -> RunState:
 
 def is_at_work(folder: Path) -> bool:
     """Whether a process carries out the run in the folder at this moment."""
-    lock = FolderLock(folder / LOCK_FILE)
-    try:
-        lock.acquire()
-    except RunExistsError:
-        return True
-    lock.release()
-    return False
+    return is_locked(folder / LOCK_FILE)
 
 
 def last_sign(folder: Path) -> float | None:

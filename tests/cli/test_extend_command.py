@@ -150,4 +150,6 @@ def test_a_folder_without_a_run_has_no_status(longrope: Run, tmp_path: Path) -> 
         f"{tmp_path} holds no run of a recipe (extend.json); give the output of `longrope extend`"
     )
     (tmp_path / "extend.json").write_text(json.dumps({"stages": {"a": {"kin": "search"}}}))
-    assert error(longrope("status", tmp_path)).endswith("; was it changed?")
+    assert error(longrope("status", tmp_path)).endswith(
+        "; was it changed? Put it back as it was, or give another output folder"
+    )
