@@ -18,7 +18,7 @@ from longrope.data.samples import draw_samples
 from longrope.exceptions import DataError, RunExistsError
 from longrope.pipeline.recipe import read_recipe
 from longrope.pipeline.run import extend
-from longrope.pipeline.state import DONE, FAILED, WAITING, open_state
+from longrope.pipeline.state import DONE, FAILED, RUNNING, WAITING, open_state
 from longrope.rope.policy import FactorSchedule, load_factors
 from longrope.runs.journal import read_journal
 
@@ -133,6 +133,47 @@ def test_a_stage_that_left_the_recipe_comes_back_with_its_results(whole: Whole, 
     assert tree(run / "after") == tree(whole.folder / "after")
 
 
+def renamed(whole: Whole, path: Path, names: dict[str, str]) -> Path:
+    """The recipe with other names of its stages."""
+    content = yaml.safe_load(whole.recipe.read_text())
+    for name, item in zip(STAGES, content["stages"], strict=True):
+        ((kind, options),) = item.items()
+        item[kind] = {**(options or {}), "name": names.get(name, name)}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize("names", [{"search-256": "far"}, {"before": "after", "after": "before"}])
+def test_a_stage_keeps_its_results_under_another_name(whole: Whole, run: Path, names: dict[str, str]) -> None:
+    _, seen = carry_out(read_recipe(renamed(whole, run.parent / "renamed.yaml", names)), run)
+    assert seen.ran == []
+    for name in STAGES:
+        assert tree(run / names.get(name, name)) == tree(whole.folder / name)
+    state = open_state(run)
+    assert list(state.stages) == [names.get(name, name) for name in STAGES]
+    assert [stage.state for stage in state.stages.values()] == [DONE] * len(STAGES)
+    _, seen = carry_out(read_recipe(whole.recipe), run)
+    assert seen.ran == []
+    assert {stage: tree(run / stage) for stage in STAGES} == {stage: tree(whole.folder / stage) for stage in STAGES}
+
+
+def test_what_was_put_aside_right_before_a_kill_comes_back_with_the_old_recipe(whole: Whole, run: Path) -> None:
+    class Stopped(BaseException):
+        """The process is gone, as far as the run can tell."""
+
+    class Stopping(Moments):
+        def strike(self) -> None:
+            raise Stopped
+
+    with pytest.raises(Stopped):  # between the folder's move and the state that tells of it
+        carry_out(read_recipe(whole.recipe, [CHANGE]), run, Stopping(START, 3))
+    assert not (run / "readjust").exists()
+    assert open_state(run).stages["readjust"].state == DONE
+    _, seen = carry_out(read_recipe(whole.recipe), run)
+    assert seen.ran == []
+    assert {stage: tree(run / stage) for stage in STAGES} == {stage: tree(whole.folder / stage) for stage in STAGES}
+
+
 def test_a_stage_whose_folder_is_gone_is_done_again(whole: Whole, run: Path) -> None:
     shutil.rmtree(run / "search-256")
     _, seen = carry_out(read_recipe(whole.recipe), run)
@@ -170,6 +211,23 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(whole: Whole, tm
     with pytest.raises(RunExistsError, match="is a file"):
         extend(read_recipe(whole.recipe), folder / "thesis.txt")
     assert tree(folder) == {"thesis.txt": b"years of work"}
+
+
+def test_ctrl_c_interrupts_a_stage_and_does_not_make_it_fail(whole: Whole, run: Path) -> None:
+    class Interrupted(Moments):
+        def begin(self, description: str, total: int | None) -> None:
+            raise KeyboardInterrupt
+
+    shutil.rmtree(run / "after")
+    recipe = read_recipe(whole.recipe)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(recipe, run, Interrupted())
+    stage = open_state(run).stages["after"]
+    assert (stage.state, stage.error, stage.started) == (RUNNING, None, None)
+    assert 0 < stage.seconds < 60
+    _, seen = carry_out(recipe, run)
+    assert seen.ran == ["after"]
+    assert open_state(run).stages["after"].seconds > stage.seconds
 
 
 def test_a_stage_that_fails_says_why_and_is_gone_on_with_when_that_is_mended(
