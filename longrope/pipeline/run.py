@@ -74,9 +74,10 @@ def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None)
     lock = FolderLock(folder / LOCK_FILE)
     lock.acquire()
     try:
-        before = RunState.read(folder)
+        before = RunState.read(folder) or RunState(recipe.name)
+        known = dict(before.stages)
         state = _take_over(recipe, before, inputs, folder, progress)
-        return _run(recipe, state, folder, progress, changed=before is None or before.stages != state.stages)
+        return _run(recipe, state, folder, progress, changed=known != state.stages)
     finally:
         lock.release()
 
@@ -109,10 +110,9 @@ def on_cluster(recipe: Recipe, address: str) -> Recipe:
 
 
 def _take_over(
-    recipe: Recipe, old: RunState | None, inputs: dict[str, dict[str, object]], folder: Path, progress: Progress
+    recipe: Recipe, old: RunState, inputs: dict[str, dict[str, object]], folder: Path, progress: Progress
 ) -> RunState:
     """The state of the run under this recipe: what is done of it, what has to be done again, and why."""
-    old = old or RunState(recipe.name)
     state = RunState(recipe.name, finished=old.finished)
     keys = {name: key_of(given) for name, given in inputs.items()}
     changed = {name: before for name, before in old.stages.items() if before.key != keys.get(name)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def test_a_run_does_its_stages_in_their_order(whole: Whole) -> None:
     state = open_state(whole.folder)
     assert [stage.state for stage in state.stages.values()] == [DONE] * len(STAGES)
     assert state.finished is not None
+    flattered = [note for note in whole.seen.notes if "measures documents that factors are searched on" in note]
+    assert [note.partition(" ")[0] for note in flattered] == ["before", "after", "served"]
     schedule = load_factors(whole.folder / "export" / "longrope.json")
     assert isinstance(schedule, FactorSchedule)
     assert [window.max_length for window in schedule.windows] == [64, 128, 256]
@@ -125,9 +128,12 @@ def test_a_stage_that_left_the_recipe_comes_back_with_its_results(whole: Whole, 
     content["stages"] = [stage for stage in content["stages"] if stage != content["stages"][5]]
     shorter = run.parent / "shorter.yaml"
     shorter.write_text(yaml.safe_dump(content))
+    page = run / "report" / "report.html"
+    page.write_text("of all stages")
     _, seen = carry_out(read_recipe(shorter), run)
     assert seen.ran == []
     assert not (run / "after").exists()
+    assert page.read_text() != "of all stages"
     _, seen = carry_out(read_recipe(whole.recipe), run)
     assert seen.ran == []
     assert tree(run / "after") == tree(whole.folder / "after")
@@ -213,6 +219,17 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(whole: Whole, tm
     assert tree(folder) == {"thesis.txt": b"years of work"}
 
 
+def test_a_killed_stage_has_the_time_until_it_last_wrote(whole: Whole, run: Path) -> None:
+    state = open_state(run)
+    killed, moment = state.stages["after"], 1.6e9
+    killed.state, killed.started, killed.seconds = RUNNING, moment, 10.0
+    state.save(run)
+    for path in (run / "after").rglob("*"):
+        os.utime(path, (moment + 100, moment + 100))
+    carry_out(read_recipe(whole.recipe), run)
+    assert 110 <= open_state(run).stages["after"].seconds < 170
+
+
 def test_ctrl_c_interrupts_a_stage_and_does_not_make_it_fail(whole: Whole, run: Path) -> None:
     class Interrupted(Moments):
         def begin(self, description: str, total: int | None) -> None:
@@ -222,8 +239,11 @@ def test_ctrl_c_interrupts_a_stage_and_does_not_make_it_fail(whole: Whole, run: 
     recipe = read_recipe(whole.recipe)
     with pytest.raises(KeyboardInterrupt):
         carry_out(recipe, run, Interrupted())
-    stage = open_state(run).stages["after"]
+    state = open_state(run)
+    stage = state.stages["after"]
     assert (stage.state, stage.error, stage.started) == (RUNNING, None, None)
+    assert state.finished is None
+    assert not (run / "report" / "report.html").exists()
     assert 0 < stage.seconds < 60
     _, seen = carry_out(recipe, run)
     assert seen.ran == ["after"]
