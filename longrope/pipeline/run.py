@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -181,7 +182,8 @@ def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress, chan
             except BaseException as error:
                 now.error = " ".join(str(error).split()) or type(error).__name__
                 now.end(FAILED)
-                state.save(folder)
+                with suppress(OSError):  # where the disk is full, the error says so
+                    state.save(folder)
                 raise
             now.end(DONE)
             state.save(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -228,6 +229,30 @@ def test_a_killed_stage_has_the_time_until_it_last_wrote(whole: Whole, run: Path
         os.utime(path, (moment + 100, moment + 100))
     carry_out(read_recipe(whole.recipe), run)
     assert 110 <= open_state(run).stages["after"].seconds < 170
+
+
+def test_what_stopped_a_stage_is_said_where_the_disk_is_too_full_to_note_it(
+    whole: Whole, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(Exception):
+        pass
+
+    class Full(Moments):
+        def begin(self, description: str, total: int | None) -> None:
+            monkeypatch.setattr(os, "fsync", full)
+            raise Stopped
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    shutil.rmtree(run / "after")
+    recipe = read_recipe(whole.recipe)
+    with pytest.raises(Stopped):
+        carry_out(recipe, run, Full())
+    monkeypatch.undo()
+    assert open_state(run).stages["after"].state == RUNNING  # the last that could be written
+    _, seen = carry_out(recipe, run)
+    assert seen.ran == ["after"]
 
 
 def test_ctrl_c_interrupts_a_stage_and_does_not_make_it_fail(whole: Whole, run: Path) -> None:
