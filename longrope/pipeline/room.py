@@ -13,7 +13,7 @@ from longrope.finetune.memory import GIB
 from longrope.pipeline.disk import saved_bytes
 from longrope.pipeline.inputs import key_of, stage_inputs
 from longrope.pipeline.plan import plan
-from longrope.pipeline.run import refuse_other
+from longrope.pipeline.run import as_begun, refuse_other
 from longrope.pipeline.stages import (
     EvaluateStage,
     FinetuneStage,
@@ -71,7 +71,7 @@ class Room:
                 note(stage, misfits[0])
         state = RunState.read(self._output)
         if state is not None:
-            inputs = stage_inputs(recipe)
+            inputs = stage_inputs(as_begun(recipe, state))
             for name in disk:
                 known = state.stages.get(name)
                 if known is None or known.key != key_of(inputs[name]):

@@ -71,6 +71,8 @@ def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None)
     progress = progress or Progress()
     folder = Path(output).resolve()
     refuse_other(folder)
+    model = _commit(recipe, RunState.read(folder))
+    recipe = _pinned(recipe, model)
     inputs = stage_inputs(recipe)
     lock = FolderLock(folder / LOCK_FILE)
     lock.acquire()
@@ -78,6 +80,7 @@ def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None)
         before = RunState.read(folder) or RunState(recipe.name)
         known = dict(before.stages)
         state = _take_over(recipe, before, inputs, folder, progress)
+        state.model = model
         return _run(recipe, state, folder, progress, changed=known != state.stages)
     finally:
         lock.release()
@@ -90,6 +93,37 @@ def refuse_other(folder: Path) -> None:
     state = RunState.read(folder)
     if state is None and folder.exists() and not all(map(_is_own, folder.iterdir())):
         raise RunExistsError(f"output folder {folder} is not empty and holds no run of a recipe; choose another")
+
+
+def as_begun(recipe: Recipe, state: RunState | None) -> Recipe:
+    """The recipe with the commit of a hub model that the run began with: what is pushed there later changes nothing.
+
+    Args:
+        state: of the run; None where there is none yet, whose commit is the present one.
+
+    Raises:
+        UnsupportedModelError: if there is no such model on the hub.
+    """
+    return _pinned(recipe, _commit(recipe, state))
+
+
+def _commit(recipe: Recipe, state: RunState | None) -> dict[str, str | None] | None:
+    """What the state says of a hub model; None of a folder."""
+    source = model_source(recipe.model)
+    if Path(source.name).is_dir():
+        return None
+    asked = {"name": source.name, "revision": source.revision}
+    known = state.model if state is not None else None
+    if known is not None and known.items() >= asked.items():
+        return known
+    return {**asked, "commit": source.folder(weights=False).name}
+
+
+def _pinned(recipe: Recipe, model: dict[str, str | None] | None) -> Recipe:
+    if model is None:
+        return recipe
+    content = {**recipe.content, "model": {**recipe.content["model"], "revision": model["commit"]}}
+    return replace(recipe, content=content, model=replace(recipe.model, revision=model["commit"]))
 
 
 def on_cluster(recipe: Recipe, address: str) -> Recipe:

@@ -62,11 +62,14 @@ class RunState:
         recipe: its name.
         stages: by name.
         finished: when the last stage was done, as ISO 8601; None before.
+        model: of a hub model its ``name``, the ``revision`` that the recipe says, and the ``commit`` that this was when
+            the run began.
     """
 
     recipe: str
     stages: dict[str, StageState] = field(default_factory=dict)
     finished: str | None = None
+    model: dict[str, str | None] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> RunState | None:
@@ -79,7 +82,7 @@ class RunState:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             stages = {name: StageState(**stage) for name, stage in record["stages"].items()}
-            return cls(record["recipe"], stages, record["finished"])
+            return cls(record["recipe"], stages, record["finished"], record.get("model"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -90,8 +93,10 @@ class RunState:
 
     def save(self, folder: Path) -> None:
         """Write it."""
-        record = {"kind": "extend", "recipe": self.recipe, "finished": self.finished}
-        record["stages"] = {name: asdict(stage) for name, stage in self.stages.items()}  # type: ignore[assignment]
+        record: dict[str, Any] = {"kind": "extend", "recipe": self.recipe, "finished": self.finished}
+        if self.model is not None:
+            record["model"] = self.model
+        record["stages"] = {name: asdict(stage) for name, stage in self.stages.items()}
         write_text_atomically(folder / STATE_FILE, json.dumps(record, indent=2) + "\n")
 
 

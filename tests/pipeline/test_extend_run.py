@@ -18,8 +18,9 @@ from longrope.cli.outcome import print_status
 from longrope.data.documents import read_documents
 from longrope.data.samples import draw_samples
 from longrope.exceptions import DataError, RunExistsError
+from longrope.pipeline.inputs import stage_inputs
 from longrope.pipeline.recipe import read_recipe
-from longrope.pipeline.run import extend
+from longrope.pipeline.run import as_begun, extend
 from longrope.pipeline.state import DONE, FAILED, RUNNING, WAITING, open_state
 from longrope.rope.policy import FactorSchedule, load_factors
 from longrope.runs.journal import read_journal
@@ -253,6 +254,34 @@ def test_what_stopped_a_stage_is_said_where_the_disk_is_too_full_to_note_it(
     assert open_state(run).stages["after"].state == RUNNING  # the last that could be written
     _, seen = carry_out(recipe, run)
     assert seen.ran == ["after"]
+
+
+def test_a_run_stays_at_the_commit_of_a_hub_model_that_it_began_with(
+    whole: Whole, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshots, asked = tmp_path / "snapshots", []
+
+    def download(name: str, *, revision: str | None, **options: object) -> str:
+        asked.append((name, revision))
+        return str(snapshots / (revision or sorted(path.name for path in snapshots.iterdir())[-1]))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    shutil.copytree(model_folder, snapshots / "a1")
+    text = whole.recipe.read_text().replace(f"model: {model_folder}", "model: someone/tiny")
+    (tmp_path / "hub.yaml").write_text(text)
+    recipe = read_recipe(tmp_path / "hub.yaml", ["finetune-128.steps=1", "finetune-128.warmup=0"])
+    carry_out(recipe, tmp_path / "hub")
+    assert set(asked) == {("someone/tiny", None), ("someone/tiny", "a1")}
+    assert yaml.safe_load((tmp_path / "hub" / "recipe.yaml").read_text())["model"]["revision"] == "a1"
+
+    shutil.copytree(model_folder, snapshots / "b2")
+    (snapshots / "b2" / "README.md").write_text("What else is to be known of the model.")
+    asked.clear()
+    _, seen = carry_out(recipe, tmp_path / "hub")
+    assert seen.ran == []
+    assert set(asked) == {("someone/tiny", "a1")}
+    models = [as_begun(recipe, state) for state in (open_state(tmp_path / "hub"), None)]
+    assert [stage_inputs(each)["search-128"]["model"] for each in models] == ["someone/tiny@a1", "someone/tiny@b2"]
 
 
 def test_ctrl_c_interrupts_a_stage_and_does_not_make_it_fail(whole: Whole, run: Path) -> None:

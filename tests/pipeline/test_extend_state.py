@@ -67,6 +67,7 @@ RUN_STATES = st.builds(
     recipe=st.text(),
     stages=st.dictionaries(st.text(), STAGE_STATES, max_size=3),
     finished=st.none() | st.text(),
+    model=st.none() | st.dictionaries(st.text(), st.none() | st.text(), max_size=3),
 )
 
 
