@@ -336,6 +336,11 @@ def test_memory(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum("does not fit: a text of" in problem for problem in found) == 6
     [training] = [problem for problem in found if "finetune-128" in problem]
     assert "this run needs about" in training
+    # Of a cluster it is not known here.
+    elsewhere = checked("search-128.execution.executor=ray", "search-128.execution.ray_address=10.0.0.1:6379")
+    assert [problem for problem in found if problem not in elsewhere] == [
+        problem for problem in found if "search-128" in problem
+    ]
 
 
 def test_disk(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:

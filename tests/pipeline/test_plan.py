@@ -35,6 +35,7 @@ from longrope.model.load import ModelSource
 from longrope.model.rope_config import read_rope
 from longrope.pipeline import probe
 from longrope.pipeline.cost import Utilisation, rounds_seconds
+from longrope.pipeline.disk import journal_bytes
 from longrope.pipeline.extended import extended
 from longrope.pipeline.gpus import GPUS, gpu_hardware
 from longrope.pipeline.plan import Plan, StagePlan, plan
@@ -149,6 +150,8 @@ def test_a_search_scores_as_many_texts_as_planned(model_folder: Path, documents_
     alone, first, *others = search_work(opened(model_folder), asked)
     assert (alone[0].count, first[0].count) == (1, 8 * 2 - 1)
     assert_as_planned([alone, first, *others], pool)
+    journal = (tmp_path / "run" / "evaluations.jsonl").stat().st_size
+    assert journal < journal_bytes([alone, first, *others]) < 4 * journal
 
 
 def assert_as_planned(rounds: Sequence[Round], pool: InProcessPool) -> None:

@@ -122,6 +122,13 @@ def test_overrides_change_something(folder: Path) -> None:
         assert read(folder, content, f"{path}={value}") != plain
 
 
+def test_names_of_stages_may_have_points(folder: Path) -> None:
+    content = yaml.safe_load(GOOD)
+    content["stages"][0]["search"]["name"], content["stages"][2]["search"]["name"] = "far", "far.data"
+    stages = read(folder, content, "far.data.seed=9", "far.seed=8").stages
+    assert (stages[0].settings.seed, stages[2].settings.seed) == (8, 9)
+
+
 def test_what_overrides_change_is_in_the_content(folder: Path) -> None:
     (folder / "given.yaml").write_text(GOOD)
     recipe = read_recipe(folder / "given.yaml", ["last.seed=9", "model.name=demo"])
