@@ -34,8 +34,10 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
             os.fsync(stream.fileno())
         let_others_read(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a full disk says nothing of it
         raise
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -235,13 +236,24 @@ def check_execution(execution: ExecutionSettings, source: ModelSource) -> None:
     elsewhere = execution.ray_address is not None
     on_gpu = source.device in ("cuda", "auto")
     package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(source.attention)
-    if package is not None and not elsewhere and find_spec(package) is None:
-        raise SettingsError(
-            f"attention {source.attention!r} needs the package {package}, which is not installed; use sdpa"
-        )
+    if package is not None and not elsewhere:
+        _check_importable(package, f"attention {source.attention!r}")
     if source.device == "auto" and not elsewhere and find_spec("accelerate") is None:
         raise SettingsError("several GPUs for each evaluator need accelerate; run `pip install accelerate`")
     if on_gpu and execution.executor == "local" and execution.gpus(True) > torch.cuda.device_count():
         raise SettingsError(
             f"GPUs per worker is {execution.gpus(True):g}, but this machine has {torch.cuda.device_count()}"
         )
+
+
+def _check_importable(package: str, what: str) -> None:
+    """Refuse what needs a package that is not there, or was compiled for another version of torch."""
+    problem = "is not installed"
+    if find_spec(package) is not None:
+        try:
+            import_module(package)
+        except Exception as error:
+            problem = f"cannot be imported ({' '.join(str(error).split())})"
+        else:
+            return
+    raise SettingsError(f"{what} needs the package {package}, which {problem}; use sdpa")

@@ -308,6 +308,10 @@ def _plain(value: Any, folder: Path) -> Any:
     for key in _PATHS:
         place = plain.get(key)
         if isinstance(place, str) and place:
-            here = next((each for each in (folder / place, Path(place)) if each.exists()), None)
+            # What the command line says is not relative to the recipe.
+            typed = isinstance(value, Section) and value.where(key).startswith("override")
+            folders = (Path(),) if typed else (folder, Path())
+            found = (parent / Path(place).expanduser() for parent in folders)
+            here = next((each for each in found if each.exists()), None)
             plain[key] = place if here is None else str(here.resolve())
     return plain

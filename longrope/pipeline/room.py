@@ -11,8 +11,9 @@ from typing import Any
 from longrope.exceptions import RunExistsError, SettingsError
 from longrope.finetune.memory import GIB
 from longrope.pipeline.disk import saved_bytes
+from longrope.pipeline.inputs import key_of, stage_inputs
 from longrope.pipeline.plan import plan
-from longrope.pipeline.run import refuse_other
+from longrope.pipeline.run import as_begun, refuse_other
 from longrope.pipeline.stages import (
     EvaluateStage,
     FinetuneStage,
@@ -69,9 +70,13 @@ class Room:
             if misfits and stage.settings.execution.ray_address is None:  # the memory of a cluster is not known here
                 note(stage, misfits[0])
         state = RunState.read(self._output)
-        for name, known in (state.stages if state else {}).items():
-            if known.state == DONE:
-                disk.pop(name, None)
+        if state is not None:
+            inputs = stage_inputs(as_begun(recipe, state))
+            for name in disk:
+                known = state.stages.get(name)
+                if known is None or known.key != key_of(inputs[name]):
+                    continue  # done anew, beside what is there
+                disk[name] = 0.0 if known.state == DONE else max(disk[name] - _written(self._output / name), 0.0)
         needed = sum(disk.values())
         free = shutil.disk_usage(self._there).free
         if needed > free:
@@ -80,6 +85,11 @@ class Room:
             if found[largest].kind == FinetuneStage.kind:
                 hint += f", less with {largest}.save_limit=1"
             note("output", f"the run will leave {_gib(needed)} in {self._there}, and {_gib(free)} are free; {hint}")
+
+
+def _written(folder: Path) -> int:
+    """Bytes of the files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _gib(size: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,13 +71,17 @@ def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None)
     progress = progress or Progress()
     folder = Path(output).resolve()
     refuse_other(folder)
+    model = _commit(recipe, RunState.read(folder))
+    recipe = _pinned(recipe, model)
     inputs = stage_inputs(recipe)
     lock = FolderLock(folder / LOCK_FILE)
     lock.acquire()
     try:
-        before = RunState.read(folder)
+        before = RunState.read(folder) or RunState(recipe.name)
+        known = dict(before.stages)
         state = _take_over(recipe, before, inputs, folder, progress)
-        return _run(recipe, state, folder, progress, changed=before is None or before.stages != state.stages)
+        state.model = model
+        return _run(recipe, state, folder, progress, changed=known != state.stages)
     finally:
         lock.release()
 
@@ -88,6 +93,37 @@ def refuse_other(folder: Path) -> None:
     state = RunState.read(folder)
     if state is None and folder.exists() and not all(map(_is_own, folder.iterdir())):
         raise RunExistsError(f"output folder {folder} is not empty and holds no run of a recipe; choose another")
+
+
+def as_begun(recipe: Recipe, state: RunState | None) -> Recipe:
+    """The recipe with the commit of a hub model that the run began with: what is pushed there later changes nothing.
+
+    Args:
+        state: of the run; None where there is none yet, whose commit is the present one.
+
+    Raises:
+        UnsupportedModelError: if there is no such model on the hub.
+    """
+    return _pinned(recipe, _commit(recipe, state))
+
+
+def _commit(recipe: Recipe, state: RunState | None) -> dict[str, str | None] | None:
+    """What the state says of a hub model; None of a folder."""
+    source = model_source(recipe.model)
+    if Path(source.name).is_dir():
+        return None
+    asked = {"name": source.name, "revision": source.revision}
+    known = state.model if state is not None else None
+    if known is not None and known.items() >= asked.items():
+        return known
+    return {**asked, "commit": source.folder(weights=False).name}
+
+
+def _pinned(recipe: Recipe, model: dict[str, str | None] | None) -> Recipe:
+    if model is None:
+        return recipe
+    content = {**recipe.content, "model": {**recipe.content["model"], "revision": model["commit"]}}
+    return replace(recipe, content=content, model=replace(recipe.model, revision=model["commit"]))
 
 
 def on_cluster(recipe: Recipe, address: str) -> Recipe:
@@ -109,29 +145,28 @@ def on_cluster(recipe: Recipe, address: str) -> Recipe:
 
 
 def _take_over(
-    recipe: Recipe, old: RunState | None, inputs: dict[str, dict[str, object]], folder: Path, progress: Progress
+    recipe: Recipe, old: RunState, inputs: dict[str, dict[str, object]], folder: Path, progress: Progress
 ) -> RunState:
     """The state of the run under this recipe: what is done of it, what has to be done again, and why."""
-    old = old or RunState(recipe.name)
     state = RunState(recipe.name, finished=old.finished)
+    keys = {name: key_of(given) for name, given in inputs.items()}
+    changed = {name: before for name, before in old.stages.items() if before.key != keys.get(name)}
+    for name, before in changed.items():
+        _put_aside(folder, name, before, progress)
+        del old.stages[name]
+    if changed:  # written before anything comes back, which must not be taken for what the old inputs gave
+        old.save(folder)
     point = start(recipe)
     for stage in recipe.stages:
-        given = inputs[stage.name]
-        key = key_of(given)
-        before = old.stages.get(stage.name)
-        if before is not None and before.key != key:
-            if before.state != WAITING:
-                changed = "; ".join(differences(before.inputs, given)[:3])
-                back = _aside(folder, stage.name, key).exists()
-                what = "gives way to what these inputs gave before" if back else "is done again"
-                progress.note(f"{stage.name} {what}, for it was started with other inputs: {changed}")
-            _put_aside(folder, stage.name, before, progress)
-            # Written before anything comes back, which must not be taken for what the old inputs gave.
-            old.stages[stage.name] = before = StageState(stage.kind, stage.describe(), given, key)
-            old.save(folder)
-        if before is None or before.state == WAITING:
-            before = _bring_back(folder, stage.name, key, progress)
-        now = before or StageState(stage.kind, stage.describe(), given, key)
+        given, key = inputs[stage.name], keys[stage.name]
+        now = old.stages.get(stage.name) or StageState(stage.kind, stage.describe(), given, key)
+        if now.state == WAITING or not (folder / stage.name).exists():
+            found = _bring_back(folder, stage.name, key, progress)
+            if stage.name in changed and changed[stage.name].state != WAITING:
+                why = "; ".join(differences(changed[stage.name].inputs, given)[:3])
+                what = "is done again" if found is None else "gives way to what these inputs gave before"
+                progress.note(f"{stage.name} {what}, for it was started with other inputs: {why}")
+            now = found or now
         now.told = stage.describe()
         if now.state == RUNNING:  # its process was killed
             sign = last_sign(folder / stage.name)
@@ -143,9 +178,6 @@ def _take_over(
             now = StageState(stage.kind, stage.describe(), given, key)
         state.stages[stage.name] = now
         point = after(stage, point, folder / stage.name)
-    for name, gone in old.stages.items():
-        if name not in state.stages:
-            _put_aside(folder, name, gone, progress)
     return state
 
 
@@ -177,10 +209,15 @@ def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress, chan
             progress.note(heading)
             try:
                 now.results = perform(stage, point, own, text, progress)
+            except KeyboardInterrupt:
+                now.end(RUNNING)  # as it is where the process is killed: interrupted, and not failed
+                state.save(folder)
+                raise
             except BaseException as error:
                 now.error = " ".join(str(error).split()) or type(error).__name__
                 now.end(FAILED)
-                state.save(folder)
+                with suppress(OSError):  # where the disk is full, the error says so
+                    state.save(folder)
                 raise
             now.end(DONE)
             state.save(folder)
@@ -231,23 +268,32 @@ def _put_aside(folder: Path, name: str, before: StageState, progress: Progress) 
             number += 1
         aside = other
     aside.parent.mkdir(exist_ok=True)
-    RunState(name, {name: before}).save(aside.with_name(f".{name}-{before.key}"))
+    RunState(name, {name: before}).save(_record(_aside(folder, name, before.key)))
     own.rename(aside)
     progress.note(f"{name}: what it made before lies in {aside.relative_to(folder)}")
 
 
 def _bring_back(folder: Path, name: str, key: str, progress: Progress) -> StageState | None:
-    """What a stage made when it was run with these inputs before, if it was."""
-    aside = _aside(folder, name, key)
-    found = RunState.read(aside.with_name(f".{aside.name}"))
+    """What was made of these inputs before, by the stage or by one that had another name, if it was."""
+    own, place = folder / name, _aside(folder, name, key)
+    kept = [place, *(path for path in sorted(place.parent.glob(f"*-{key}")) if path.name[0] != ".")]
+    aside = next((path for path in kept if path.exists()), None)
+    if aside is None and not own.exists():  # else it had come back when a run was killed
+        return None
+    found = RunState.read(_record(aside or place))
     if found is None:
         return None
-    if aside.exists():
-        aside.rename(folder / name)
-        progress.note(f"{name}: what it made of these inputs before comes back from {aside.relative_to(folder)}")
-    elif not (folder / name).exists():  # else it had come back when a run was killed
-        return None
-    return found.stages[name]
+    (before,) = found.stages.values()
+    if aside is not None:
+        RunState(name, {name: before}).save(_record(place))
+        aside.rename(own)
+        progress.note(f"{name}: what was made of these inputs before comes back from {aside.relative_to(folder)}")
+    return before
+
+
+def _record(aside: Path) -> Path:
+    """Where the state of a stage that was put aside lies."""
+    return aside.with_name(f".{aside.name}")
 
 
 def _aside(folder: Path, name: str, key: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 from longrope.exceptions import InvalidInputError, RunExistsError
 from longrope.files import write_text_atomically
-from longrope.runs.locks import FolderLock
+from longrope.runs.locks import is_locked
 
 STATE_FILE, LOCK_FILE = "extend.json", "lock"
 WAITING, RUNNING, DONE, FAILED = STATES = ("waiting", "running", "done", "failed")
@@ -50,7 +50,8 @@ class StageState:
     def end(self, state: str) -> None:
         """The stage has come to an end in this process."""
         assert self.started is not None
-        self.state, self.seconds, self.started = state, self.seconds + time.time() - self.started, None
+        # Clocks are set back now and then.
+        self.state, self.seconds, self.started = state, self.seconds + max(time.time() - self.started, 0.0), None
 
 
 @dataclass
@@ -61,11 +62,14 @@ class RunState:
         recipe: its name.
         stages: by name.
         finished: when the last stage was done, as ISO 8601; None before.
+        model: of a hub model its ``name``, the ``revision`` that the recipe says, and the ``commit`` that this was when
+            the run began.
     """
 
     recipe: str
     stages: dict[str, StageState] = field(default_factory=dict)
     finished: str | None = None
+    model: dict[str, str | None] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> RunState | None:
@@ -78,18 +82,21 @@ class RunState:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             stages = {name: StageState(**stage) for name, stage in record["stages"].items()}
-            return cls(record["recipe"], stages, record["finished"])
+            return cls(record["recipe"], stages, record["finished"], record.get("model"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidInputError(
-                f"{path} cannot be read ({' '.join(str(error).split())}); was it changed?"
+                f"{path} cannot be read ({' '.join(str(error).split())}); was it changed? Put it back as it was, or "
+                "give another output folder"
             ) from None
 
     def save(self, folder: Path) -> None:
         """Write it."""
-        record = {"kind": "extend", "recipe": self.recipe, "finished": self.finished}
-        record["stages"] = {name: asdict(stage) for name, stage in self.stages.items()}  # type: ignore[assignment]
+        record: dict[str, Any] = {"kind": "extend", "recipe": self.recipe, "finished": self.finished}
+        if self.model is not None:
+            record["model"] = self.model
+        record["stages"] = {name: asdict(stage) for name, stage in self.stages.items()}
         write_text_atomically(folder / STATE_FILE, json.dumps(record, indent=2) + "\n")
 
 
@@ -107,13 +114,7 @@ def open_state(folder: Path) -> RunState:
 
 def is_at_work(folder: Path) -> bool:
     """Whether a process carries out the run in the folder at this moment."""
-    lock = FolderLock(folder / LOCK_FILE)
-    try:
-        lock.acquire()
-    except RunExistsError:
-        return True
-    lock.release()
-    return False
+    return is_locked(folder / LOCK_FILE)
 
 
 def last_sign(folder: Path) -> float | None:

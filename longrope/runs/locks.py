@@ -32,6 +32,27 @@ def lock_run(descriptor: int, path: Path) -> None:
         warnings.warn(f"{path} cannot be locked on this file system; start only one run there", stacklevel=2)
 
 
+def is_locked(file: Path) -> bool:
+    """Whether some process has the lock of a folder, asked without writing anything there.
+
+    Args:
+        file: as :class:`FolderLock` has it.
+    """
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # of a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 class FolderLock:
     """The lock of a run's folder, taken by :meth:`acquire` and given back by :meth:`release` or with the process.
 

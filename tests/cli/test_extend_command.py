@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from longrope.pipeline.run import on_cluster
 from longrope.pipeline.state import LOCK_FILE, RUNNING, RunState, StageState, open_state
 from longrope.runs.locks import FolderLock
 from longrope.search import run as search_run
+from longrope.search.solve import describe_duration
 
 Run = Callable[..., Any]
 SMALL = "{population: 4, mutations: 1, crossovers: 1, iterations: 1, parents: 2, n_hat: [0]}"
@@ -145,9 +148,27 @@ def test_a_stage_whose_process_is_gone_was_interrupted(longrope: Run, tmp_path: 
     assert "interrupted" not in shown.out
 
 
+def test_a_stage_at_work_has_taken_time_already(longrope: Run, tmp_path: Path) -> None:
+    begun = time.time() - 5 * 3600
+    stages = {"search-128": StageState("search", "search factors", state=RUNNING, started=begun, seconds=3600.0)}
+    RunState("longer", stages).save(tmp_path)
+    own = tmp_path / "search-128" / "evaluations.jsonl"
+    own.parent.mkdir()
+    own.write_text("")
+    os.utime(own, (begun + 2 * 3600, begun + 2 * 3600))
+    assert describe_duration(3 * 3600.0) in longrope("status", tmp_path).out  # killed an age ago
+    lock = FolderLock(tmp_path / LOCK_FILE)
+    lock.acquire()
+    shown = longrope("status", tmp_path)
+    lock.release()
+    assert describe_duration(6 * 3600.0) in shown.out
+
+
 def test_a_folder_without_a_run_has_no_status(longrope: Run, tmp_path: Path) -> None:
     assert error(longrope("status", tmp_path)) == (
         f"{tmp_path} holds no run of a recipe (extend.json); give the output of `longrope extend`"
     )
     (tmp_path / "extend.json").write_text(json.dumps({"stages": {"a": {"kin": "search"}}}))
-    assert error(longrope("status", tmp_path)).endswith("; was it changed?")
+    assert error(longrope("status", tmp_path)).endswith(
+        "; was it changed? Put it back as it was, or give another output folder"
+    )

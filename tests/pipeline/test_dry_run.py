@@ -17,15 +17,19 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from longrope.cli.main import main
 from longrope.data.tokens import TextEncoder
+from longrope.exceptions import SettingsError
 from longrope.finetune import deepspeed_config, hardware
+from longrope.model.load import ModelSource
 from longrope.pipeline import dry_run as checks
 from longrope.pipeline import room
-from longrope.pipeline.dry_run import dry_run
+from longrope.pipeline.dry_run import check_execution, dry_run
+from longrope.pipeline.inputs import key_of, stage_inputs
 from longrope.pipeline.recipe import read_recipe, ready_recipes
 from longrope.pipeline.stages import EvaluateStage, FinetuneStage, ReadjustStage, SearchStage
-from longrope.pipeline.state import DONE, RunState, StageState
+from longrope.pipeline.state import DONE, FAILED, RunState, StageState
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import yarn
+from longrope.workers.settings import ExecutionSettings
 
 LONGEST = 2048 * 1024
 
@@ -294,12 +298,49 @@ def test_packages_that_are_not_installed(checked: Checked, monkeypatch: pytest.M
     assert "the benchmarks need lm-evaluation-harness" in found[0]
 
 
+@pytest.mark.parametrize(
+    ("execution", "model", "told"),
+    [
+        (
+            {},
+            {"device": "cuda", "attention": "flash_attention_2"},
+            "needs the package flash_attn, which is not installed",
+        ),
+        ({"gpus_per_worker": 2}, {"device": "auto"}, "need accelerate"),
+        ({"gpus_per_worker": 2}, {"device": "cuda"}, "GPUs per worker is 2, but this machine has 1"),
+    ],
+)
+def test_evaluators_that_could_not_be_started(
+    execution: dict[str, Any], model: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks.torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(SettingsError, match=told):
+        check_execution(ExecutionSettings(**execution), ModelSource("model", **model))
+    monkeypatch.setattr(checks, "find_spec", lambda name: object())
+    elsewhere = ExecutionSettings(**execution, executor="ray", ray_address="10.0.0.1:6379")
+    check_execution(elsewhere, ModelSource("model", **model))  # what the nodes have is not known here
+
+
+def test_flash_attention_that_does_not_fit_this_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flash_attn.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(checks.torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(SettingsError, match=r"flash_attn, which cannot be imported \(undefined symbol: _ZN3c10\); use"):
+        check_execution(ExecutionSettings(), ModelSource("model", device="cuda", attention="flash_attention_2"))
+
+
 def test_memory(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "free_host_memory", lambda: 2**20)
     found = checked()
     assert sum("does not fit: a text of" in problem for problem in found) == 6
     [training] = [problem for problem in found if "finetune-128" in problem]
     assert "this run needs about" in training
+    # Of a cluster it is not known here.
+    elsewhere = checked("search-128.execution.executor=ray", "search-128.execution.ray_address=10.0.0.1:6379")
+    assert [problem for problem in found if problem not in elsewhere] == [
+        problem for problem in found if "search-128" in problem
+    ]
 
 
 def test_disk(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,12 +360,39 @@ def test_adapters_need_room_for_the_model_that_they_are_folded_into(
 
 
 def test_what_is_done_takes_no_more_room(checked: Checked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checked() == []
+    inputs = stage_inputs(read_recipe(tmp_path / "recipe.yaml"))
     monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**10))
-    names = ("search-128", "finetune-128", "search-256", "readjust", "export")
-    RunState("recipe", {name: StageState("", "", state=DONE) for name in names}).save(tmp_path / "begun")
+
+    def begun(**other: StageState) -> None:
+        stages = {name: StageState("", "", key=key_of(given), state=DONE) for name, given in inputs.items()}
+        RunState("recipe", {**stages, **{name.replace("_", "-"): state for name, state in other.items()}}).save(
+            tmp_path / "begun"
+        )
+
+    begun()
     assert checked(output="begun") == []
-    RunState("recipe", {name: StageState("", "", state=DONE) for name in names[1:]}).save(tmp_path / "begun")
+    begun(search_128=StageState("", ""))
     assert "search-128 leaves" in checked(output="begun")[0]
+    begun()  # by other settings, whose results stay where they are
+    [problem] = checked("finetune-128.learning_rate=1e-3", output="begun")
+    assert problem.startswith("output: the run will leave ")
+
+
+def test_what_an_unfinished_stage_has_written_is_not_asked_for_twice(
+    checked: Checked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert checked() == []
+    inputs = stage_inputs(read_recipe(tmp_path / "recipe.yaml"))
+    stages = {name: StageState("", "", key=key_of(given), state=DONE) for name, given in inputs.items()}
+    stages["finetune-128"].state = FAILED
+    RunState("recipe", stages).save(tmp_path / "begun")
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**10))
+    assert "finetune-128 leaves" in checked(output="begun")[0]
+    checkpoints = tmp_path / "begun" / "finetune-128" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "weights").write_bytes(bytes(2**24))
+    assert checked(output="begun") == []
 
 
 def test_outputs(checked: Checked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -16,9 +18,10 @@ from longrope.cli.outcome import print_status
 from longrope.data.documents import read_documents
 from longrope.data.samples import draw_samples
 from longrope.exceptions import DataError, RunExistsError
+from longrope.pipeline.inputs import stage_inputs
 from longrope.pipeline.recipe import read_recipe
-from longrope.pipeline.run import extend
-from longrope.pipeline.state import DONE, FAILED, WAITING, open_state
+from longrope.pipeline.run import as_begun, extend
+from longrope.pipeline.state import DONE, FAILED, RUNNING, WAITING, open_state
 from longrope.rope.policy import FactorSchedule, load_factors
 from longrope.runs.journal import read_journal
 
@@ -42,6 +45,8 @@ def test_a_run_does_its_stages_in_their_order(whole: Whole) -> None:
     state = open_state(whole.folder)
     assert [stage.state for stage in state.stages.values()] == [DONE] * len(STAGES)
     assert state.finished is not None
+    flattered = [note for note in whole.seen.notes if "measures documents that factors are searched on" in note]
+    assert [note.partition(" ")[0] for note in flattered] == ["before", "after", "served"]
     schedule = load_factors(whole.folder / "export" / "longrope.json")
     assert isinstance(schedule, FactorSchedule)
     assert [window.max_length for window in schedule.windows] == [64, 128, 256]
@@ -125,12 +130,56 @@ def test_a_stage_that_left_the_recipe_comes_back_with_its_results(whole: Whole, 
     content["stages"] = [stage for stage in content["stages"] if stage != content["stages"][5]]
     shorter = run.parent / "shorter.yaml"
     shorter.write_text(yaml.safe_dump(content))
+    page = run / "report" / "report.html"
+    page.write_text("of all stages")
     _, seen = carry_out(read_recipe(shorter), run)
     assert seen.ran == []
     assert not (run / "after").exists()
+    assert page.read_text() != "of all stages"
     _, seen = carry_out(read_recipe(whole.recipe), run)
     assert seen.ran == []
     assert tree(run / "after") == tree(whole.folder / "after")
+
+
+def renamed(whole: Whole, path: Path, names: dict[str, str]) -> Path:
+    """The recipe with other names of its stages."""
+    content = yaml.safe_load(whole.recipe.read_text())
+    for name, item in zip(STAGES, content["stages"], strict=True):
+        ((kind, options),) = item.items()
+        item[kind] = {**(options or {}), "name": names.get(name, name)}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize("names", [{"search-256": "far"}, {"before": "after", "after": "before"}])
+def test_a_stage_keeps_its_results_under_another_name(whole: Whole, run: Path, names: dict[str, str]) -> None:
+    _, seen = carry_out(read_recipe(renamed(whole, run.parent / "renamed.yaml", names)), run)
+    assert seen.ran == []
+    for name in STAGES:
+        assert tree(run / names.get(name, name)) == tree(whole.folder / name)
+    state = open_state(run)
+    assert list(state.stages) == [names.get(name, name) for name in STAGES]
+    assert [stage.state for stage in state.stages.values()] == [DONE] * len(STAGES)
+    _, seen = carry_out(read_recipe(whole.recipe), run)
+    assert seen.ran == []
+    assert {stage: tree(run / stage) for stage in STAGES} == {stage: tree(whole.folder / stage) for stage in STAGES}
+
+
+def test_what_was_put_aside_right_before_a_kill_comes_back_with_the_old_recipe(whole: Whole, run: Path) -> None:
+    class Stopped(BaseException):
+        """The process is gone, as far as the run can tell."""
+
+    class Stopping(Moments):
+        def strike(self) -> None:
+            raise Stopped
+
+    with pytest.raises(Stopped):  # between the folder's move and the state that tells of it
+        carry_out(read_recipe(whole.recipe, [CHANGE]), run, Stopping(START, 3))
+    assert not (run / "readjust").exists()
+    assert open_state(run).stages["readjust"].state == DONE
+    _, seen = carry_out(read_recipe(whole.recipe), run)
+    assert seen.ran == []
+    assert {stage: tree(run / stage) for stage in STAGES} == {stage: tree(whole.folder / stage) for stage in STAGES}
 
 
 def test_a_stage_whose_folder_is_gone_is_done_again(whole: Whole, run: Path) -> None:
@@ -170,6 +219,89 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(whole: Whole, tm
     with pytest.raises(RunExistsError, match="is a file"):
         extend(read_recipe(whole.recipe), folder / "thesis.txt")
     assert tree(folder) == {"thesis.txt": b"years of work"}
+
+
+def test_a_killed_stage_has_the_time_until_it_last_wrote(whole: Whole, run: Path) -> None:
+    state = open_state(run)
+    killed, moment = state.stages["after"], 1.6e9
+    killed.state, killed.started, killed.seconds = RUNNING, moment, 10.0
+    state.save(run)
+    for path in (run / "after").rglob("*"):
+        os.utime(path, (moment + 100, moment + 100))
+    carry_out(read_recipe(whole.recipe), run)
+    assert 110 <= open_state(run).stages["after"].seconds < 170
+
+
+def test_what_stopped_a_stage_is_said_where_the_disk_is_too_full_to_note_it(
+    whole: Whole, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(Exception):
+        pass
+
+    class Full(Moments):
+        def begin(self, description: str, total: int | None) -> None:
+            monkeypatch.setattr(os, "fsync", full)
+            raise Stopped
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    shutil.rmtree(run / "after")
+    recipe = read_recipe(whole.recipe)
+    with pytest.raises(Stopped):
+        carry_out(recipe, run, Full())
+    monkeypatch.undo()
+    assert open_state(run).stages["after"].state == RUNNING  # the last that could be written
+    _, seen = carry_out(recipe, run)
+    assert seen.ran == ["after"]
+
+
+def test_a_run_stays_at_the_commit_of_a_hub_model_that_it_began_with(
+    whole: Whole, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshots, asked = tmp_path / "snapshots", []
+
+    def download(name: str, *, revision: str | None, **options: object) -> str:
+        asked.append((name, revision))
+        return str(snapshots / (revision or sorted(path.name for path in snapshots.iterdir())[-1]))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    shutil.copytree(model_folder, snapshots / "a1")
+    text = whole.recipe.read_text().replace(f"model: {model_folder}", "model: someone/tiny")
+    (tmp_path / "hub.yaml").write_text(text)
+    recipe = read_recipe(tmp_path / "hub.yaml", ["finetune-128.steps=1", "finetune-128.warmup=0"])
+    carry_out(recipe, tmp_path / "hub")
+    assert set(asked) == {("someone/tiny", None), ("someone/tiny", "a1")}
+    assert yaml.safe_load((tmp_path / "hub" / "recipe.yaml").read_text())["model"]["revision"] == "a1"
+
+    shutil.copytree(model_folder, snapshots / "b2")
+    (snapshots / "b2" / "README.md").write_text("What else is to be known of the model.")
+    asked.clear()
+    _, seen = carry_out(recipe, tmp_path / "hub")
+    assert seen.ran == []
+    assert set(asked) == {("someone/tiny", "a1")}
+    models = [as_begun(recipe, state) for state in (open_state(tmp_path / "hub"), None)]
+    assert [stage_inputs(each)["search-128"]["model"] for each in models] == ["someone/tiny@a1", "someone/tiny@b2"]
+
+
+def test_ctrl_c_interrupts_a_stage_and_does_not_make_it_fail(whole: Whole, run: Path) -> None:
+    class Interrupted(Moments):
+        def begin(self, description: str, total: int | None) -> None:
+            raise KeyboardInterrupt
+
+    shutil.rmtree(run / "after")
+    recipe = read_recipe(whole.recipe)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(recipe, run, Interrupted())
+    state = open_state(run)
+    stage = state.stages["after"]
+    assert (stage.state, stage.error, stage.started) == (RUNNING, None, None)
+    assert state.finished is None
+    assert not (run / "report" / "report.html").exists()
+    assert 0 < stage.seconds < 60
+    _, seen = carry_out(recipe, run)
+    assert seen.ran == ["after"]
+    assert open_state(run).stages["after"].seconds > stage.seconds
 
 
 def test_a_stage_that_fails_says_why_and_is_gone_on_with_when_that_is_mended(

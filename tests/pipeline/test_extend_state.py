@@ -25,6 +25,7 @@ from longrope.pipeline.recipe import read_recipe
 from longrope.pipeline.run import on_cluster
 from longrope.pipeline.stages import ExportSettings, Recipe
 from longrope.pipeline.state import (
+    DONE,
     LOCK_FILE,
     STATE_FILE,
     STATES,
@@ -66,6 +67,7 @@ RUN_STATES = st.builds(
     recipe=st.text(),
     stages=st.dictionaries(st.text(), STAGE_STATES, max_size=3),
     finished=st.none() | st.text(),
+    model=st.none() | st.dictionaries(st.text(), st.none() | st.text(), max_size=3),
 )
 
 
@@ -105,7 +107,7 @@ def test_a_state_that_cannot_be_read_is_said(text: str, tmp_path: Path) -> None:
     with pytest.raises(RunExistsError, match="holds no run of a recipe"):
         open_state(tmp_path)
     (tmp_path / STATE_FILE).write_text(text)
-    with pytest.raises(InvalidInputError, match=r"extend.json cannot be read \(.*\); was it changed\?$"):
+    with pytest.raises(InvalidInputError, match=r"extend.json cannot be read \(.*\); was it changed\? Put it back .*$"):
         open_state(tmp_path)
 
 
@@ -349,8 +351,18 @@ def test_factors_of_a_file_count_by_their_content(place: Path, tmp_path: Path) -
 
 def test_a_run_is_at_work_as_long_as_it_is_locked(tmp_path: Path) -> None:
     assert not is_at_work(tmp_path)
+    assert list(tmp_path.iterdir()) == []  # which may be another user's
     lock = FolderLock(tmp_path / LOCK_FILE)
     lock.acquire()
+    (tmp_path / LOCK_FILE).chmod(0o444)
     assert is_at_work(tmp_path)
     lock.release()
     assert not is_at_work(tmp_path)
+
+
+def test_a_clock_that_is_set_back_takes_no_time_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = StageState("search", "", seconds=7.0)
+    stage.begin()
+    monkeypatch.setattr("longrope.pipeline.state.time.time", lambda: 0.0)
+    stage.end(DONE)
+    assert (stage.state, stage.seconds, stage.started) == (DONE, 7.0, None)

@@ -34,7 +34,8 @@ from longrope.model import score
 from longrope.model.load import ModelSource
 from longrope.model.rope_config import read_rope
 from longrope.pipeline import probe
-from longrope.pipeline.cost import Utilisation, rounds_seconds
+from longrope.pipeline.cost import Utilisation, piece_seconds, rounds_seconds
+from longrope.pipeline.disk import journal_bytes
 from longrope.pipeline.extended import extended
 from longrope.pipeline.gpus import GPUS, gpu_hardware
 from longrope.pipeline.plan import Plan, StagePlan, plan
@@ -149,6 +150,8 @@ def test_a_search_scores_as_many_texts_as_planned(model_folder: Path, documents_
     alone, first, *others = search_work(opened(model_folder), asked)
     assert (alone[0].count, first[0].count) == (1, 8 * 2 - 1)
     assert_as_planned([alone, first, *others], pool)
+    journal = (tmp_path / "run" / "evaluations.jsonl").stat().st_size
+    assert journal < journal_bytes([alone, first, *others]) < 4 * journal
 
 
 def assert_as_planned(rounds: Sequence[Round], pool: InProcessPool) -> None:
@@ -218,6 +221,14 @@ def test_scoring_is_a_forward_pass() -> None:
     pairs = 32 * 4 * 4096 * 131072 * 131073 / 2
     assert forward_flops(shape, 131072, 131072) == pytest.approx(weights + pairs)
     assert (weights + pairs) / 600e12 == pytest.approx(10.4, rel=0.01)
+
+
+def test_a_token_that_is_written_reads_all_weights_and_three_times_its_keys_and_values() -> None:
+    shape, read = ModelShape.of(LLAMA_2), Work(length=1024, count=1, predicted=1)
+    wrote = replace(read, length=1034, written=10)
+    seconds = [piece_seconds(shape, work, 2, 312e12, 2e12, Utilisation(generation=0.5)) for work in (read, wrote)]
+    keys_and_values = 2 * 2 * 32 * 4096 * 1034
+    assert seconds[1] - seconds[0] == pytest.approx(10 * (2 * 6_738_415_616 + 3 * keys_and_values) / 1e12)
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 20)), min_size=1, max_size=5), st.integers(1, 9))
@@ -316,6 +327,10 @@ def test_a_stage_has_the_gpus_that_it_asks_for(write: Any) -> None:
     shape = ModelShape.of(LLAMA_2)
     texts = 2 * 5 * sum(forward_flops(shape, length, length - 1) for length in (4096, 131072))
     assert (watched.flops or 0) - (eight.flops or 0) == pytest.approx(texts)
+    # Five texts before and after: under ZeRO 3 all GPUs score one together, and else each has one of its own.
+    apart, alone = (one(write, full % f", zero: 2{more}") for more in (", held_out: {source: text.jsonl}", ""))
+    together = (watched.seconds or 0) - (eight.seconds or 0)
+    assert together == pytest.approx(5 * ((apart.seconds or 0) - (alone.seconds or 0)), rel=0.05)
 
 
 def test_every_gpu_that_can_be_named_has_a_peak() -> None:

@@ -122,7 +122,30 @@ def test_overrides_change_something(folder: Path) -> None:
         assert read(folder, content, f"{path}={value}") != plain
 
 
+def test_names_of_stages_may_have_points(folder: Path) -> None:
+    content = yaml.safe_load(GOOD)
+    content["stages"][0]["search"]["name"], content["stages"][2]["search"]["name"] = "far", "far.data"
+    stages = read(folder, content, "far.data.seed=9", "far.seed=8").stages
+    assert (stages[0].settings.seed, stages[2].settings.seed) == (8, 9)
+
+
 def test_what_overrides_change_is_in_the_content(folder: Path) -> None:
     (folder / "given.yaml").write_text(GOOD)
     recipe = read_recipe(folder / "given.yaml", ["last.seed=9", "model.name=demo"])
     assert recipe.content["stages"][2]["search"] == {"name": "last", "target_length": "8k", "seed": 9}
+
+
+def test_the_content_names_the_files_that_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in (tmp_path / "recipes", tmp_path / "here"):
+        place.mkdir()
+        (place / "documents.jsonl").write_text('{"body": "a text"}\n')
+    (tmp_path / "recipes" / "given.yaml").write_text(GOOD)
+    monkeypatch.chdir(tmp_path / "here")
+    changes = ["data.training=documents.jsonl", "last.data.source=documents.jsonl"]
+    recipe = read_recipe(tmp_path / "recipes" / "given.yaml", changes)
+    _, training, last = recipe.stages[:3]
+    typed = str(tmp_path / "here" / "documents.jsonl")
+    assert (training.settings.data, last.settings.data.source) == (typed, typed)
+    assert recipe.content["data"]["training"] == typed
+    assert recipe.content["stages"][2]["search"]["data"] == {"source": typed}
+    assert recipe.content["data"]["documents"]["source"] == str(tmp_path / "recipes" / "documents.jsonl")
