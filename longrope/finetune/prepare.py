@@ -16,7 +16,7 @@ from longrope.finetune.tiled_loss import tile_loss
 from longrope.finetune.tiled_mlp import tile_mlp
 from longrope.finetune.window_passes import WindowPasses
 from longrope.model.attach import Attachment, attach
-from longrope.model.load import ModelSource
+from longrope.model.load import ModelSource, without_known_keys
 from longrope.rope.policy import RopePolicy
 
 
@@ -99,7 +99,8 @@ def rehearse(config: Any, settings: FinetuneSettings, policy: RopePolicy, precis
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    own = AutoConfig.for_model(**config.to_dict())  # of transformers' own class, also if code came with the model
+    with without_known_keys():
+        own = AutoConfig.for_model(**config.to_dict())  # of transformers' own class, also if code came with the model
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(own, dtype=precision.weights, attn_implementation="sdpa")
     prepared = extend_model(model, settings, policy, precision)

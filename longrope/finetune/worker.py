@@ -30,11 +30,12 @@ from longrope.finetune.result import save_result
 from longrope.finetune.run_record import CHECKPOINTS, RunRecord
 from longrope.finetune.trainer import SegmentTrainer
 from longrope.finetune.world import World
-from longrope.model.load import ModelSource
+from longrope.model.load import ModelSource, without_known_keys
 from longrope.model.rope_config import SCHEDULE_FILE, read_rope
 from longrope.rope.policy import FactorSchedule
 
 
+@without_known_keys()
 def train(folder: str | Path, device: str) -> None:
     """Train the run in ``folder`` from its newest complete checkpoint, or from the beginning, to its last step.
 

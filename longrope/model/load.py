@@ -99,7 +99,7 @@ class ModelSource:
         if not (folder / "config.json").is_file():
             raise UnsupportedModelError(f"{folder} holds no config.json; give a Hugging Face model folder")
         try:
-            with _without_known_keys():
+            with without_known_keys():
                 return AutoConfig.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
         except (ValueError, KeyError, TypeError, OSError, StrictDataclassError) as error:
             raise UnsupportedModelError(f"{folder}/config.json cannot be used: {_reason(error)}") from None
@@ -110,7 +110,7 @@ class ModelSource:
 
         folder = self.folder(weights=False)
         try:
-            with _without_known_keys():
+            with without_known_keys():
                 return AutoTokenizer.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UnsupportedModelError(f"the tokenizer in {folder} cannot be loaded: {_reason(error)}") from None
@@ -289,7 +289,7 @@ def _check_device(device: str, elsewhere: bool) -> None:
 
 
 @contextmanager
-def _without_known_keys() -> Iterator[None]:
+def without_known_keys() -> Iterator[None]:
     """Keep transformers from warning of the keys that our folders have for vLLM, and go on with all other warnings."""
 
     def wanted(record: logging.LogRecord) -> bool:

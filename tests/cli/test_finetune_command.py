@@ -80,6 +80,15 @@ def test_tied_embeddings_are_not_missed_on_resuming(command: Run, tmp_path: Path
     assert "going on from step 1 of 2" in resumed.out
 
 
+def test_what_was_trained_is_trained_on_without_warnings(command: Run, tmp_path: Path) -> None:
+    mixed = ("--windows", "32,128", "--attention-factor", "shared", "--save-steps", 1)
+    assert command(tmp_path / "first", *mixed).code == 0
+    trained = tmp_path / "first" / "model"
+    assert "short_mscale" in (trained / "config.json").read_text()  # which vLLM reads and transformers does not know
+    again = command(tmp_path / "second", *mixed, model=trained)
+    assert (again.code, again.err) == (0, "")
+
+
 def test_options_reach_the_run(command: Run, tmp_path: Path) -> None:
     ended = command(
         tmp_path / "run",
@@ -89,6 +98,7 @@ def test_options_reach_the_run(command: Run, tmp_path: Path) -> None:
         *("--plain-lora", "--attention", "shifted-sparse", "--group", 32),
         *("--no-checkpointing", "--tile-mlp", 16, "--tile-loss", 32, "--save-steps", 1, "--save-limit", 3),
         *("--log-steps", 2, "--launcher", "none", "--device", "cpu"),
+        *("--windows", "32,128,512", "--attention-factor", 1.1),
     )
     assert ended.code == 0, ended.err
     settings = RunRecord.read(tmp_path / "run").settings
@@ -101,6 +111,7 @@ def test_options_reach_the_run(command: Run, tmp_path: Path) -> None:
     assert (adapter.rank, adapter.alpha, adapter.targets) == (2, 4, ("q_proj", "down_proj"))
     assert not adapter.train_embeddings_and_norms
     assert (memory.checkpoint_activations, memory.tile_mlp, memory.tile_loss) == (False, 16, 32)
+    assert (settings.windows, settings.attention_factor) == ((32, 128, 512), 1.1)
     assert (settings.save_steps, settings.save_limit, settings.log_steps) == (1, 3, 2)
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").exists()
 
