@@ -38,8 +38,8 @@ def finetune(
     attention_factor: Annotated[
         str,
         typer.Option(
-            help="own: each window that of its factors; shared: all that of the segment's window, for plain "
-            "transformers, which has but one; or a number.",
+            help="own: each window that of its factors; shared: short windows that of the longest, for plain "
+            "transformers, which has but one; or a number for all.",
             rich_help_panel=_TRAINING,
         ),
     ] = "own",

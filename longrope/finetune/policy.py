@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from longrope.exceptions import SettingsError
 from longrope.finetune.settings import OWN, SHARED, FinetuneSettings
 from longrope.lengths import format_length
 from longrope.model.rope_config import ModelRope
+from longrope.rope.attention_factor import su
 from longrope.rope.methods import yarn
 from longrope.rope.policy import FactorSchedule, load_factors
 
@@ -31,14 +30,7 @@ def training_policy(rope: ModelRope, settings: FinetuneSettings) -> FactorSchedu
             f"seq-length {format_length(settings.seq_length)} is over the {format_length(longest)} that "
             f"{settings.factors} is meant for; train shorter segments, or search factors for a longer target"
         )
-    if settings.attention_factor == OWN:
-        return schedule
-    if settings.attention_factor == SHARED:
-        chosen = schedule.factors_for(settings.seq_length).attention_factor
-    else:
-        chosen = float(settings.attention_factor)
-    windows = [replace(each, factors=each.factors.replace(attention_factor=chosen)) for each in schedule.windows]
-    return FactorSchedule(tuple(windows))
+    return _with_attention_factors(schedule, settings)
 
 
 def with_windows_ahead(policy: FactorSchedule, settings: FinetuneSettings) -> FactorSchedule:
@@ -46,14 +38,29 @@ def with_windows_ahead(policy: FactorSchedule, settings: FinetuneSettings) -> Fa
 
     These have YaRN's factors over the longest of the model's. Trained on segments much shorter than they are, they
     teach the model slower rotations before factors are searched for that length (YaRN itself trains 64k segments for
-    a window of 128k; arXiv 2309.00071, section 4.1).
+    a window of 128k; arXiv 2309.00071, section 4.1). Their attention factor is that of the segments: a larger one
+    keeps attention sharp over more tokens, and those are not there yet.
     """
     longest = policy.windows[-1]
     trained = policy
     for window in settings.windows:
         if window > longest.max_length:
-            ahead = yarn(longest.factors, window)
-            if settings.attention_factor != OWN:
-                ahead = ahead.replace(attention_factor=longest.factors.attention_factor)
+            ahead = yarn(longest.factors, window, attention_factor=longest.factors.attention_factor)
             trained = trained.with_window(ahead)
     return trained
+
+
+def _with_attention_factors(schedule: FactorSchedule, settings: FinetuneSettings) -> FactorSchedule:
+    chosen, changed = settings.attention_factor, schedule.windows
+    if chosen == OWN:
+        return schedule
+    if chosen == SHARED:
+        last, longest = schedule.windows[-1], max(settings.trained_windows)
+        if longest > last.max_length:
+            chosen = su(longest / last.factors.original_length, last.factors.original_length)
+        else:
+            chosen = schedule.factors_for(longest).attention_factor
+        changed = tuple(each for each in changed if each.max_length < settings.seq_length)
+    for each in changed:
+        schedule = schedule.with_window(each.factors.replace(attention_factor=float(chosen)), each.max_length)
+    return schedule

@@ -106,8 +106,9 @@ class FinetuneSettings:
             twice the tokens. A window shorter than ``seq_length`` is trained in segments of its own length. One beyond
             the factors is trained ahead, under YaRN's factors for it, in segments of ``seq_length``, and is not kept.
             Only the window of ``seq_length`` when empty.
-        attention_factor: ``own``: each window that of its factors; ``shared``: every window that of ``seq_length``, for
-            plain transformers, which has but one; or a number for all.
+        attention_factor: ``own``: each window that of its factors; ``shared``: windows shorter than ``seq_length`` that
+            of the longest that is trained (LongRoPE's formula for one ahead), because plain transformers applies
+            one to short and long texts; or a number for all.
         warmup: steps of linear warm-up.
         global_batch: segments of an optimizer step, over all processes.
         micro_batch: segments that a process holds at a time.

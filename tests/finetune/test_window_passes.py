@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from longrope.finetune.precision import Precision
 from longrope.finetune.prepare import extend_model
 from longrope.model.attach import attached
 from longrope.model.rope_config import read_rope
+from longrope.rope.attention_factor import su
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import yarn
 from longrope.rope.policy import load_factors
@@ -64,7 +66,7 @@ def test_windows_ahead_are_trained_and_not_kept(
     given = load_factors(settings.factors)
     assert isinstance(given, RopeFactors)
     assert factors.lambdas == yarn(given, ahead).lambdas
-    assert factors.attention_factor == (1.2 if attention_factor == "shared" else yarn(given, ahead).attention_factor)
+    assert factors.attention_factor == 1.2
     ids = rows(1, LENGTH)
     with attached(model.eval(), factors), torch.no_grad():
         expected = model(input_ids=ids, labels=ids).loss.item()
@@ -78,10 +80,11 @@ def test_windows_ahead_are_trained_and_not_kept(
 def test_attention_factors_of_the_windows(make_tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
     rope = read_rope(make_tiny_model().config)
 
-    def chosen(value: str | float) -> list[float]:
-        settings = tiny_settings(tmp_path, tmp_path, tmp_path, attention_factor=value)
+    def chosen(value: str | float, **changes: Any) -> list[float]:
+        settings = tiny_settings(tmp_path, tmp_path, tmp_path, attention_factor=value, **changes)
         return [each.factors.attention_factor for each in training_policy(rope, settings).windows]
 
     assert chosen("own") == [1.0, 1.2]
     assert chosen("shared") == [1.2, 1.2]
+    assert chosen("shared", windows=(WINDOW, LENGTH, 16 * WINDOW)) == [pytest.approx(su(16, WINDOW)), 1.2]
     assert chosen(1.1) == [1.1, 1.1]
