@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -30,8 +30,9 @@ from longrope.finetune.run import check as check_finetuning
 from longrope.model.load import ModelSource
 from longrope.model.rope_config import SCHEDULE_FILE, ModelRope, read_rope
 from longrope.pipeline.extended import extended, with_training_windows
-from longrope.pipeline.inputs import model_source
-from longrope.pipeline.room import Room
+from longrope.pipeline.inputs import model_source, stage_inputs
+from longrope.pipeline.plan import plan
+from longrope.pipeline.room import Room, misfit
 from longrope.pipeline.stages import (
     EXPORTED,
     ORIGINAL,
@@ -43,6 +44,8 @@ from longrope.pipeline.stages import (
     SearchStage,
     Stage,
 )
+from longrope.pipeline.standing import Standings, as_begun, standings
+from longrope.pipeline.state import RunState
 from longrope.runs.model import LoadedModel, open_model
 from longrope.runs.progress import Progress
 from longrope.search.genetic import GeneticSearch
@@ -94,6 +97,7 @@ class _DryRun:
             rope = read_rope(config, self._source.folder(weights=False))
         if rope is None:
             return
+        standing = self._stand()
         # The RoPE that the recipe found, that the model was trained under last, and with factors searched since then.
         self._original = self._trained = self._rope = rope
         for stage in self._recipe.stages:
@@ -110,10 +114,29 @@ class _DryRun:
                 case ExportStage():
                     self._export(stage)
         try:
-            room.check(self._recipe, config, self._note)
+            planned = plan(self._recipe)
         except InvalidInputError as error:
             if not self.problems:  # otherwise the plan ends at a stage that was refused already
                 self._note("output", str(error))
+            return
+        for stage in self._recipe.stages if standing is None else standing.left():
+            too_much = misfit(stage, planned)
+            if too_much is not None:
+                self._note(stage, too_much)
+        room.check_disk(self._recipe, planned, config, standing, self._note)
+
+    def _stand(self) -> Standings | None:
+        """What the folder has of the recipe, which is said; None where it has nothing, or that cannot be known."""
+        found = None
+        with suppress(InvalidInputError, OSError):  # which the folder or a stage is refused for
+            folder = self._output.resolve()
+            state = RunState.read(folder)
+            if state is not None:
+                recipe = as_begun(self._recipe, state)
+                found = standings(recipe, stage_inputs(recipe), state, folder)
+        for line in found.told() if found is not None else ():
+            self._progress.note(line)
+        return found
 
     @contextmanager
     def _noting(self, place: Stage | str) -> Iterator[None]:
