@@ -7,15 +7,19 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from longrope.evaluation.settings import DocumentSettings
+from longrope.exceptions import OtherRunError, SettingsError
 from longrope.files import write_text_atomically
+from longrope.pipeline.foreseen import foresee
 from longrope.pipeline.inputs import model_source, stage_inputs
 from longrope.pipeline.perform import RECIPE_FILE, Point, after, perform
 from longrope.pipeline.stages import EvaluateStage, FinetuneStage, ReadjustStage, Recipe, SearchStage, Stage
 from longrope.pipeline.standing import (
+    REPLACED,
     TEXTS,
     Standings,
     as_begun,
@@ -26,7 +30,7 @@ from longrope.pipeline.standing import (
     refuse_other,
     standings,
 )
-from longrope.pipeline.state import DONE, FAILED, LOCK_FILE, RUNNING, RunState, StageState, last_sign
+from longrope.pipeline.state import DONE, FAILED, LOCK_FILE, RUNNING, RunState, StageState, is_at_work, last_sign
 from longrope.runs.locks import FolderLock
 from longrope.runs.progress import Progress
 
@@ -51,7 +55,7 @@ class ExtendReport:
     page: Path | None
 
 
-def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None) -> ExtendReport:
+def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None, force: bool = False) -> ExtendReport:
     """Carry out a recipe, or what is left of it in the output folder.
 
     A stage that was done with the same inputs is not run again. One whose inputs changed is, with all that depends on
@@ -60,6 +64,7 @@ def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None)
     Args:
         recipe: from :func:`longrope.pipeline.recipe.read_recipe`.
         output: the folder of the run; each stage has a folder of its name in it.
+        force: begin also where a stage does not seem to fit this machine.
 
     Raises:
         InvalidInputError: if something that was given cannot be used.
@@ -71,6 +76,9 @@ def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None)
     model = commit(recipe, RunState.read(folder))
     recipe = pinned(recipe, model)
     inputs = stage_inputs(recipe)
+    if not is_at_work(folder):  # which is refused below, and takes memory
+        before = RunState.read(folder) or RunState(recipe.name)
+        _foresee(recipe, standings(recipe, inputs, before, folder), folder, progress, force)
     lock = FolderLock(folder / LOCK_FILE)
     lock.acquire()
     try:
@@ -99,6 +107,21 @@ def on_cluster(recipe: Recipe, address: str) -> Recipe:
         return stage
 
     return replace(recipe, stages=tuple(moved(stage) for stage in recipe.stages))
+
+
+def _foresee(recipe: Recipe, found: Standings, folder: Path, progress: Progress, force: bool) -> None:
+    """Say what would stop a later stage.
+
+    Raises:
+        SettingsError: if there is such a thing, unless the run is to begin all the same; the others are told.
+    """
+    foreseen = foresee(recipe, found, folder)
+    for line in (*foreseen.notes, *(foreseen.problems if force else ())):
+        progress.note(f"note: {line}")
+    if foreseen.problems and not force:
+        for line in foreseen.problems[:-1]:
+            progress.note(f"error: {line}")
+        raise SettingsError(f"{foreseen.problems[-1]} (nothing was started; --force begins all the same)")
 
 
 def _take_over(found: Standings, old: RunState, recipe: Recipe, folder: Path, progress: Progress) -> RunState:
@@ -153,7 +176,7 @@ def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress, chan
             page.unlink(missing_ok=True)  # of what was there before
             progress.note(heading)
             try:
-                now.results = perform(stage, point, own, text, progress)
+                now.results = _carry_out(stage, point, own, text, progress)
             except KeyboardInterrupt:
                 now.end(RUNNING)  # as it is where the process is killed: interrupted, and not failed
                 state.save(folder)
@@ -173,6 +196,22 @@ def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress, chan
         state.save(folder)
     exported = None if point.exported is None else Path(point.exported)
     return ExtendReport(folder, state, exported, page if page.exists() else _write_report(folder, progress))
+
+
+def _carry_out(stage: Stage, point: Point, own: Path, recipe: str, progress: Progress) -> dict[str, Any]:
+    """Do a stage, or go on with it; what was begun where that cannot be gone on with here is put aside."""
+    try:
+        return perform(stage, point, own, recipe, progress)
+    except OtherRunError as error:
+        # By a name that no inputs have: it does not come back by itself.
+        place = _free(own.parent / REPLACED / f"{stage.name}-unfinished")
+        place.parent.mkdir(exist_ok=True)
+        own.rename(place)
+        progress.note(
+            f"{stage.name} is begun anew, for what was begun cannot be gone on with ({error.why}); it lies in "
+            f"{place.relative_to(own.parent)}"
+        )
+    return perform(stage, point, own, recipe, progress)
 
 
 def _judged_by_what_was_searched_on(recipe: Recipe) -> list[str]:

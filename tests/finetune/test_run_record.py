@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import begin
 
-from longrope.exceptions import RunExistsError, SettingsError
+from longrope.exceptions import OtherRunError, RunExistsError
 from longrope.finetune.run_record import RunRecord, lock_of, open_run
 from longrope.finetune.settings import FinetuneSettings, HeldOutSettings, MemorySettings
 
@@ -41,9 +41,9 @@ def test_model_and_data_may_lie_elsewhere(settings: FinetuneSettings) -> None:
 def test_a_record_is_kept_when_the_run_is_refused(settings: FinetuneSettings, tmp_path: Path) -> None:
     begin(settings, "weights")
     before = (tmp_path / "run" / "run.json").read_text()
-    with pytest.raises(SettingsError, match="started with steps 400, not 10"):
+    with pytest.raises(OtherRunError, match="started with steps 400, not 10"):
         begin(replace(settings, steps=10, warmup=0), "weights", resume=True)
-    with pytest.raises(SettingsError, match="other weights or factors"):
+    with pytest.raises(OtherRunError, match="other weights or factors"):
         begin(settings, "others", resume=True)
     with pytest.raises(RunExistsError, match="by --resume"):
         begin(settings, "weights")
