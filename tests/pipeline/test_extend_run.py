@@ -245,6 +245,37 @@ def test_an_export_without_weights_is_whole(whole: Whole, tmp_path: Path) -> Non
         assert is_there(stage, folder) == config_only
 
 
+def test_what_was_begun_on_other_devices_is_begun_anew_and_kept(whole: Whole, run: Path) -> None:
+    state = open_state(run)
+    began = {
+        "before": 'device: then "cuda", now "cpu"',
+        "finetune-128": "zero 3, not 0",
+        "search-256": 'device: then "cuda", now "cpu"',
+        "readjust": 'device: then "cuda", now "cpu"',
+    }
+    for name in began:
+        state.stages[name].state = RUNNING
+        for file in [*run.glob(f"{name}/evaluation*.jsonl"), *run.glob(f"{name}/*/evaluations.jsonl")]:
+            file.write_text(file.read_text().replace('"device": "cpu"', '"device": "cuda"', 1))
+    record = run / "finetune-128" / "run.json"
+    record.write_text(record.read_text().replace('"zero": 0', '"zero": 3'))
+    state.save(run)
+    there = {name: tree(run / name) for name in began}
+    _, seen = carry_out(read_recipe(whole.recipe), run)
+    assert seen.ran == list(began)
+    for name, why in began.items():
+        place = f"replaced/{name}-unfinished"
+        assert (
+            f"{name} is begun anew, for what was begun cannot be gone on with ({why}); it lies in {place}" in seen.notes
+        )
+        assert {"lock": b"", **tree(run / place)} == {"lock": b"", **there[name]}
+    assert load_factors(run / "readjust" / "factors.json") == load_factors(whole.folder / "readjust" / "factors.json")
+    weights = "finetune-128/model/model.safetensors"
+    assert (run / weights).read_bytes() == (whole.folder / weights).read_bytes()
+    _, seen = carry_out(read_recipe(whole.recipe), run)
+    assert seen.ran == []
+
+
 def test_a_second_process_is_refused_while_the_first_one_runs(whole: Whole, run: Path) -> None:
     recipe, refused = read_recipe(whole.recipe), []
 
