@@ -7,6 +7,7 @@ their values.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -181,6 +182,11 @@ class _DryRun:
                 output=str(self._output / stage.name),
             )
             check_finetuning(given, plan, device, self._progress.note)
+            if given.zero:
+                if device == "cpu":
+                    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+                instead = "install it for this torch" + (", or use zero: 0" if given.sp == 1 else "")
+                _check_importable("deepspeed", f"zero {given.zero}", instead)
         if len(self.problems) > count:  # which may have been found before the data were read
             with self._noting(stage):
                 mixture = read_mixture(settings.data, field=settings.field, split=settings.split)
@@ -260,7 +266,7 @@ def check_execution(execution: ExecutionSettings, source: ModelSource) -> None:
     on_gpu = source.device in ("cuda", "auto")
     package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(source.attention)
     if package is not None and not elsewhere:
-        _check_importable(package, f"attention {source.attention!r}")
+        _check_importable(package, f"attention {source.attention!r}", "use sdpa")
     if source.device == "auto" and not elsewhere and find_spec("accelerate") is None:
         raise SettingsError("several GPUs for each evaluator need accelerate; run `pip install accelerate`")
     if on_gpu and execution.executor == "local" and execution.gpus(True) > torch.cuda.device_count():
@@ -269,8 +275,12 @@ def check_execution(execution: ExecutionSettings, source: ModelSource) -> None:
         )
 
 
-def _check_importable(package: str, what: str) -> None:
-    """Refuse what needs a package that is not there, or was compiled for another version of torch."""
+def _check_importable(package: str, what: str, instead: str) -> None:
+    """Refuse what needs a package that is not there, or was compiled for another version of torch.
+
+    Args:
+        instead: what to do.
+    """
     problem = "is not installed"
     if find_spec(package) is not None:
         try:
@@ -279,4 +289,4 @@ def _check_importable(package: str, what: str) -> None:
             problem = f"cannot be imported ({' '.join(str(error).split())})"
         else:
             return
-    raise SettingsError(f"{what} needs the package {package}, which {problem}; use sdpa")
+    raise SettingsError(f"{what} needs the package {package}, which {problem}; {instead}")

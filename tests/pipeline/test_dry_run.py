@@ -330,6 +330,21 @@ def test_flash_attention_that_does_not_fit_this_torch(tmp_path: Path, monkeypatc
         check_execution(ExecutionSettings(), ModelSource("model", device="cuda", attention="flash_attention_2"))
 
 
+def test_a_deepspeed_that_does_not_fit_this_torch(
+    checked: Checked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("deepspeed")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "deepspeed.py").write_text("raise AttributeError('torch has no\\n_six')")
+    monkeypatch.syspath_prepend(tmp_path / "broken")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "deepspeed"]:
+        monkeypatch.delitem(sys.modules, name)
+    [problem] = checked("finetune-128.zero=2")
+    told = "zero 2 needs the package deepspeed, which cannot be imported (torch has no _six); install it for this torch"
+    assert problem.endswith(f"finetune-128: {told}, or use zero: 0")
+    assert checked("finetune-128.zero=0") == []
+
+
 def test_memory(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "free_host_memory", lambda: 2**20)
     found = checked()
