@@ -252,6 +252,29 @@ def test_a_problem_of_another_recipe(checked: Checked, tmp_path: Path, text: str
     assert problem in found[0]
 
 
+def test_an_evaluation_is_of_the_model_that_was_trained_last(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = []
+    monkeypatch.setattr(checks, "open_methods", lambda rope, *others: windows.append(rope.window))
+    monkeypatch.setattr(checks, "suite_opener", lambda *settings: lambda *model: None)
+    passkey = "evaluate: {suite: passkey, lengths: [128]"
+    trained = "finetune: {seq_length: 128, global_batch: 2}"
+    search = ("search: {target_length: 128}", "search: {target_length: 256}")
+    found = checked(
+        text=stages(
+            passkey + ", model: original, name: first}",
+            search[0],
+            passkey + ", name: searched}",
+            trained,
+            passkey + ", name: trained}",
+            search[1],
+            passkey + ", name: searched-again}",
+            passkey + ", model: original, name: last}",
+        )
+    )
+    assert found == []
+    assert windows == [64, 64, 128, 128, 64]
+
+
 def test_problems_of_all_stages_at_once(checked: Checked) -> None:
     found = checked(
         "search-128.data.samples=20", "finetune-128.precision=fp16", "finetune-128.field=body", "served.samples=50"
