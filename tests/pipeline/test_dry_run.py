@@ -287,6 +287,7 @@ def test_problems_of_all_stages_at_once(checked: Checked) -> None:
 def test_a_model_that_cannot_be_had(checked: Checked) -> None:
     [problem] = checked("model=nobody/nothing")
     assert problem.startswith("model: model 'nobody/nothing' is neither a folder nor reachable on the hub")
+    assert problem.endswith("; give a local folder, or log in by `hf auth login` if the model is gated or private")
 
 
 def test_a_model_that_cannot_see_so_far(
