@@ -7,6 +7,7 @@ LongRopeError
 │   ├── UnsupportedModelError  a model without RoPE, or an architecture not in the table
 │   ├── SettingsError          settings that contradict each other or the model
 │   └── RunExistsError         an output folder that holds another run
+│       └── OtherRunError      one that was begun otherwise, with which these settings cannot go on
 └── RunFailedError             the run itself failed; the command line exits with 1
     └── WorkerError            evaluators could not be started or kept failing
 
@@ -40,6 +41,19 @@ class SettingsError(InvalidInputError):
 
 class RunExistsError(InvalidInputError):
     """The output folder holds another run."""
+
+
+class OtherRunError(RunExistsError):
+    """What an output folder holds was begun otherwise than is asked for now, so that it cannot be gone on with.
+
+    Args:
+        message: the whole line.
+        why: what of it says why.
+    """
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 class RunFailedError(LongRopeError, RuntimeError):

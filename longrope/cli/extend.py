@@ -29,6 +29,9 @@ def extend(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything that can be checked before hours are spent, and stop.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Begin even though a stage does not seem to fit this machine.")
+    ] = False,
 ) -> None:
     """Carry out a recipe: search, fine-tune, search further, readjust, evaluate, export.
 
@@ -55,7 +58,7 @@ def extend(
             if problems:
                 raise SettingsError(problems[-1])
         else:
-            report = run_extend(read, folder, progress)
+            report = run_extend(read, folder, progress, force)
     if dry_run:
         console().print(f"{len(read.stages)} stages checked: nothing stands in their way", markup=False)
     else:

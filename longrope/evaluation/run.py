@@ -18,7 +18,7 @@ from longrope.evaluation.evaluator import SuiteEvaluatorFactory
 from longrope.evaluation.methods import open_methods
 from longrope.evaluation.settings import EvaluationSettings
 from longrope.evaluation.suite import Suite, Task, by_key
-from longrope.exceptions import RunExistsError, RunFailedError
+from longrope.exceptions import OtherRunError, RunExistsError, RunFailedError
 from longrope.files import write_text_atomically
 from longrope.model.rope_config import attention_span
 from longrope.rope.factors import RopeFactors
@@ -154,7 +154,8 @@ def _refuse_other(folder: Path, journal: Path, resume: bool) -> None:
             f"output folder {folder} holds an evaluation; go on with it by --resume, or choose another"
         )
     if folder.exists() and not journal.exists() and any(folder.iterdir()):
-        raise RunExistsError(f"output folder {folder} is not empty and holds no evaluation; choose another")
+        why = "is not empty and holds no evaluation"
+        raise OtherRunError(f"output folder {folder} {why}; choose another", why)
 
 
 def _complete(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longrope.exceptions import RunExistsError, SettingsError
+from longrope.exceptions import OtherRunError, RunExistsError
 from longrope.files import write_text_atomically
 
 STATE_FILE = "longrope-run.json"
@@ -54,7 +54,7 @@ def newest_checkpoint(folder: Path, run: str, processes: int | None = None) -> C
 
     Raises:
         RunExistsError: if it belongs to another run.
-        SettingsError: if another number of processes wrote it.
+        OtherRunError: if another number of processes wrote it.
     """
     sealed = [path for path in _by_step(folder) if (path / STATE_FILE).is_file()]
     if not sealed:
@@ -67,10 +67,8 @@ def newest_checkpoint(folder: Path, run: str, processes: int | None = None) -> C
             "give an empty output"
         )
     if processes is not None and state["processes"] != processes:
-        raise SettingsError(
-            f"checkpoint {newest} is in the parts of {state['processes']} processes, which {processes} cannot read; "
-            f"resume with {state['processes']}"
-        )
+        why = f"in the parts of {state['processes']} processes, which {processes} cannot read"
+        raise OtherRunError(f"checkpoint {newest} is {why}; resume with {state['processes']}", why)
     return Checkpoint(newest, int(state["step"]), state["stream"])
 
 

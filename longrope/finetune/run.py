@@ -24,13 +24,14 @@ from longrope.finetune.held_out import held_out_lengths, held_out_samples, read_
 from longrope.finetune.launch import LaunchSettings, Plan, launch
 from longrope.finetune.meeting import first_alone
 from longrope.finetune.policy import training_policy, with_windows_ahead
-from longrope.finetune.precision import choose_kernel, choose_precision
+from longrope.finetune.precision import Precision, choose_kernel, choose_precision
 from longrope.finetune.prepare import rehearse
 from longrope.finetune.run_record import (
     ADAPTER,
     CHECKPOINTS,
     FACTORS_FILE,
     MODEL,
+    RUN_FILE,
     RunRecord,
     find_run,
     lock_of,
@@ -41,6 +42,7 @@ from longrope.finetune.settings import FinetuneSettings
 from longrope.finetune.world import World
 from longrope.model.load import check_attention, fingerprint, resolve_source
 from longrope.model.rope_config import check_attention_span, read_rope
+from longrope.rope.policy import FactorSchedule
 from longrope.runs.provenance import versions
 
 
@@ -83,7 +85,6 @@ def finetune(
     launching = launching or LaunchSettings()
     device = launching.choose_device()
     plan = launching.resolve(torch.cuda.device_count() if device == "cuda" else 0, settings.zero)
-    settings = settings.on(plan.processes)
     folder, lock = Path(settings.output).resolve(), lock_of(settings)
     result = folder / (MODEL if settings.method == "full" else ADAPTER)
 
@@ -93,9 +94,10 @@ def finetune(
         if present is not None:
             lock.acquire()  # before memory is asked for that the run itself may have taken
         trained = present is not None and result.exists() and _is_trained(folder, present)
-        checked = check(settings, plan, device, tell, to_be_trained=not trained)
+        asked = with_zero_as_begun(settings).on(plan.processes)
+        checked = check(asked, plan, device, tell, to_be_trained=not trained)
         record = open_run(checked.settings, checked.fingerprint, versions(), resume, lock)
-        processes = plan.processes if settings.zero else None
+        processes = plan.processes if asked.zero else None
         checkpoint = newest_checkpoint(folder / CHECKPOINTS, record.run, processes)
         write_text_atomically(folder / FACTORS_FILE, checked.factors)
         if checkpoint is not None:
@@ -112,6 +114,20 @@ def finetune(
         lock.release()
     speaks = World.from_environment().rank == 0
     return FinetuneReport(folder, result, read_held_out(folder, RunRecord.read(folder).settings.held_out), speaks)
+
+
+def with_zero_as_begun(settings: FinetuneSettings) -> FinetuneSettings:
+    """The settings with which the run in the output folder, if there is one, goes on.
+
+    Where no stage of ZeRO is asked for, one that has trained without DeepSpeed goes on without it on any number of
+    processes: DeepSpeed could not read its checkpoints.
+    """
+    folder = Path(settings.output)
+    if settings.zero is not None or not (folder / RUN_FILE).exists():
+        return settings
+    record = RunRecord.read(folder)
+    begun = record.settings.zero == 0 and newest_checkpoint(folder / CHECKPOINTS, record.run) is not None
+    return replace(settings, zero=0) if begun else settings
 
 
 def _is_trained(folder: Path, record: RunRecord) -> bool:
@@ -148,10 +164,7 @@ def check(
     Raises:
         InvalidInputError: if something that was given cannot be used.
     """
-    if find_spec("accelerate") is None:
-        raise SettingsError("fine-tuning needs accelerate, and DeepSpeed for ZeRO; pip install longrope[finetune]")
-    precision = choose_precision(settings, device)
-    kernel = choose_kernel(settings, precision, device)
+    _numbers(settings, device)  # before a model is fetched
     source = resolve_source(
         settings.model,
         device="cpu",
@@ -161,16 +174,11 @@ def check(
     )
     folder, config = source.folder(), source.load_config()
     rope = read_rope(config, folder)
-    check_attention(config, kernel, eager=False)
-    check_attention_span(config, settings.seq_length)
     policy = training_policy(rope, settings)
-    check_sequence_parallel(config, settings.sp, kernel, settings.seq_length)
-    World(size=plan.processes).accumulation(settings.global_batch, settings.micro_batch, settings.sp)
-    deepspeed_config(settings)
+    precision = check_settings(settings, plan, device, config, policy)
     if device == "cpu" or torch.cuda.is_available():  # the GPUs of a cluster are seen by its workers alone
         quantization(settings.method, precision.weights, settings.zero or 0)
         check_offload(settings, device)
-    rehearse(config, settings, with_windows_ahead(policy, settings), precision)
     _check_reporting(settings.report_to)
 
     tokenizer = source.load_tokenizer()
@@ -187,14 +195,8 @@ def check(
 
     if not to_be_trained:
         tell(f"trained to its last step, {settings.steps}, already")
-    elif device == "cuda" and not torch.cuda.is_available():  # those of the cluster, which this machine does not know
-        tell("memory and duration: not estimated, since this machine has no GPU")
     else:
-        hardware = Hardware.here(plan.processes, plan.per_node, device)
-        found = estimate(config, replace(settings, precision=precision.name), hardware)
-        for line in describe(found):
-            tell(line)
-        check_fits(found)
+        check_memory(settings, plan, device, config, precision, tell)
 
     factors = Path(settings.factors).read_text(encoding="utf-8")
     digest = hashlib.sha256(f"{fingerprint(folder)}{factors}".encode()).hexdigest()[:16]
@@ -210,6 +212,59 @@ def check(
         held_out=held_out,
     )
     return Checked(resolved, digest, factors, stream)
+
+
+def check_settings(
+    settings: FinetuneSettings, plan: Plan, device: str, config: Any, policy: FactorSchedule
+) -> Precision:
+    """Everything that can be known to fail without the weights and without data.
+
+    Args:
+        config: of the model.
+        policy: the windows of the extended model.
+
+    Raises:
+        InvalidInputError: if the model or the devices cannot have the settings.
+    """
+    precision, kernel = _numbers(settings, device)
+    check_attention(config, kernel, eager=False)
+    check_attention_span(config, settings.seq_length)
+    check_sequence_parallel(config, settings.sp, kernel, settings.seq_length)
+    World(size=plan.processes).accumulation(settings.global_batch, settings.micro_batch, settings.sp)
+    deepspeed_config(settings)
+    rehearse(config, settings, with_windows_ahead(policy, settings), precision)
+    return precision
+
+
+def _numbers(settings: FinetuneSettings, device: str) -> tuple[Precision, str]:
+    """The numbers of a run, and its attention kernel."""
+    if find_spec("accelerate") is None:
+        raise SettingsError("fine-tuning needs accelerate, and DeepSpeed for ZeRO; pip install longrope[finetune]")
+    precision = choose_precision(settings, device)
+    return precision, choose_kernel(settings, precision, device)
+
+
+def check_memory(
+    settings: FinetuneSettings,
+    plan: Plan,
+    device: str,
+    config: Any,
+    precision: Precision,
+    tell: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Tell what a run will need of memory and time.
+
+    Raises:
+        SettingsError: if there is not enough memory; of a cluster that is not known.
+    """
+    if device == "cuda" and not torch.cuda.is_available():  # those of the cluster, which this machine does not know
+        tell("memory and duration: not estimated, since this machine has no GPU")
+        return
+    hardware = Hardware.here(plan.processes, plan.per_node, device)
+    found = estimate(config, replace(settings, precision=precision.name), hardware)
+    for line in describe(found):
+        tell(line)
+    check_fits(found)
 
 
 def _check_reporting(names: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from longrope.exceptions import RunExistsError, SettingsError
+from longrope.exceptions import OtherRunError, RunExistsError
 from longrope.files import write_text_atomically
 from longrope.finetune.settings import FinetuneSettings
 from longrope.runs.locks import FolderLock
@@ -83,7 +83,8 @@ def find_run(folder: Path, resume: bool) -> RunRecord | None:
     if folder.exists() and not all(
         path.name in _OWN or path.name.startswith(f".{RUN_FILE}.") for path in folder.iterdir()
     ):
-        raise RunExistsError(f"output folder {folder} is not empty and holds no fine-tuning run; choose another")
+        why = "is not empty and holds no fine-tuning run"
+        raise OtherRunError(f"output folder {folder} {why}; choose another", why)
     return None
 
 
@@ -100,7 +101,7 @@ def open_run(
     Raises:
         RunExistsError: if the folder holds something else, a run that is still going on, or a run and ``resume`` was
             not asked for.
-        SettingsError: if a resumed run was started with other settings.
+        OtherRunError: if a resumed run was started with other settings.
     """
     record = find_run(Path(settings.output), resume)
     if record is not None:
@@ -127,12 +128,16 @@ def _check_same(record: RunRecord, settings: FinetuneSettings, fingerprint: str)
     before, now = asdict(record.settings), asdict(settings)
     for name, value in before.items():
         if name not in (*_FREE, *_PLACES) and now[name] != value:
-            raise SettingsError(
-                f"the run in {settings.output} was started with {name.replace('_', '-')} {value}, not {now[name]}; "
-                "resume it with the same settings, or choose another output"
+            why = f"{name.replace('_', '-')} {value}, not {now[name]}"
+            raise OtherRunError(
+                f"the run in {settings.output} was started with {why}; resume it with the same settings, or choose "
+                "another output",
+                why,
             )
     if record.fingerprint != fingerprint:
-        raise SettingsError(
-            f"the run in {settings.output} was started with other weights or factors than those given; resume it with "
-            "the same files, or choose another output"
+        why = "other weights or factors than those given"
+        raise OtherRunError(
+            f"the run in {settings.output} was started with {why}; resume it with the same files, or choose another "
+            "output",
+            why,
         )

@@ -83,7 +83,8 @@ class ModelSource:
             )
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise UnsupportedModelError(
-                f"model {self.name!r} is neither a folder nor reachable on the hub ({_reason(error)})"
+                f"model {self.name!r} is neither a folder nor reachable on the hub ({_reason(error)}); give a local "
+                "folder, or log in by `hf auth login` if the model is gated or private"
             ) from None
 
     def load_config(self) -> Any:
@@ -196,6 +197,24 @@ def resolve_source(
     Raises:
         SettingsError: for an unknown dtype, device or attention.
     """
+    dtype, device = resolve_numbers(dtype, device, attention, gpus_per_worker, elsewhere)
+    if elsewhere and Path(name).is_dir():
+        name = str(Path(name).resolve())  # evaluators on a cluster run in folders of their own
+    source = ModelSource(name, revision, dtype, device, attention, trust_remote_code)
+    folder = source.folder()
+    if not Path(name).is_dir() and folder.parent.name == "snapshots":
+        source = ModelSource(name, folder.name, dtype, device, attention, trust_remote_code)
+    return source
+
+
+def resolve_numbers(
+    dtype: str, device: str, attention: str, gpus_per_worker: float = 1, elsewhere: bool = False
+) -> tuple[str, str]:
+    """The definite dtype and device of :func:`resolve_source`, which needs no model for them.
+
+    Raises:
+        SettingsError: for an unknown dtype, device or attention.
+    """
     check_names(dtype, device, attention)
     if device == "auto":
         if elsewhere and not torch.cuda.is_available():
@@ -217,13 +236,7 @@ def resolve_source(
         raise SettingsError("0 GPUs for each evaluator and device cuda contradict each other; add --device cpu")
     if device == "cuda" and gpus_per_worker > 1:
         device = "auto"
-    if elsewhere and Path(name).is_dir():
-        name = str(Path(name).resolve())  # evaluators on a cluster run in folders of their own
-    source = ModelSource(name, revision, dtype, device, attention, trust_remote_code)
-    folder = source.folder()
-    if not Path(name).is_dir() and folder.parent.name == "snapshots":
-        source = ModelSource(name, folder.name, dtype, device, attention, trust_remote_code)
-    return source
+    return dtype, device
 
 
 def check_names(dtype: str, device: str, attention: str) -> None:

@@ -7,9 +7,10 @@ their values.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -30,8 +31,9 @@ from longrope.finetune.run import check as check_finetuning
 from longrope.model.load import ModelSource
 from longrope.model.rope_config import SCHEDULE_FILE, ModelRope, read_rope
 from longrope.pipeline.extended import extended, with_training_windows
-from longrope.pipeline.inputs import model_source
-from longrope.pipeline.room import Room
+from longrope.pipeline.inputs import model_source, stage_inputs
+from longrope.pipeline.plan import plan
+from longrope.pipeline.room import Room, misfit
 from longrope.pipeline.stages import (
     EXPORTED,
     ORIGINAL,
@@ -43,6 +45,8 @@ from longrope.pipeline.stages import (
     SearchStage,
     Stage,
 )
+from longrope.pipeline.standing import Standings, as_begun, standings
+from longrope.pipeline.state import RunState
 from longrope.runs.model import LoadedModel, open_model
 from longrope.runs.progress import Progress
 from longrope.search.genetic import GeneticSearch
@@ -94,6 +98,7 @@ class _DryRun:
             rope = read_rope(config, self._source.folder(weights=False))
         if rope is None:
             return
+        standing = self._stand()
         # The RoPE that the recipe found, that the model was trained under last, and with factors searched since then.
         self._original = self._trained = self._rope = rope
         for stage in self._recipe.stages:
@@ -110,10 +115,29 @@ class _DryRun:
                 case ExportStage():
                     self._export(stage)
         try:
-            room.check(self._recipe, config, self._note)
+            planned = plan(self._recipe)
         except InvalidInputError as error:
             if not self.problems:  # otherwise the plan ends at a stage that was refused already
                 self._note("output", str(error))
+            return
+        for stage in self._recipe.stages if standing is None else standing.left():
+            too_much = misfit(stage, planned)
+            if too_much is not None:
+                self._note(stage, too_much)
+        room.check_disk(self._recipe, planned, config, standing, self._note)
+
+    def _stand(self) -> Standings | None:
+        """What the folder has of the recipe, which is said; None where it has nothing, or that cannot be known."""
+        found = None
+        with suppress(InvalidInputError, OSError):  # which the folder or a stage is refused for
+            folder = self._output.resolve()
+            state = RunState.read(folder)
+            if state is not None:
+                recipe = as_begun(self._recipe, state)
+                found = standings(recipe, stage_inputs(recipe), state, folder)
+        for line in found.told() if found is not None else ():
+            self._progress.note(line)
+        return found
 
     @contextmanager
     def _noting(self, place: Stage | str) -> Iterator[None]:
@@ -158,6 +182,11 @@ class _DryRun:
                 output=str(self._output / stage.name),
             )
             check_finetuning(given, plan, device, self._progress.note)
+            if given.zero:
+                if device == "cpu":
+                    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+                instead = "install it for this torch" + (", or use zero: 0" if given.sp == 1 else "")
+                _check_importable("deepspeed", f"zero {given.zero}", instead)
         if len(self.problems) > count:  # which may have been found before the data were read
             with self._noting(stage):
                 mixture = read_mixture(settings.data, field=settings.field, split=settings.split)
@@ -237,7 +266,7 @@ def check_execution(execution: ExecutionSettings, source: ModelSource) -> None:
     on_gpu = source.device in ("cuda", "auto")
     package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(source.attention)
     if package is not None and not elsewhere:
-        _check_importable(package, f"attention {source.attention!r}")
+        _check_importable(package, f"attention {source.attention!r}", "use sdpa")
     if source.device == "auto" and not elsewhere and find_spec("accelerate") is None:
         raise SettingsError("several GPUs for each evaluator need accelerate; run `pip install accelerate`")
     if on_gpu and execution.executor == "local" and execution.gpus(True) > torch.cuda.device_count():
@@ -246,8 +275,12 @@ def check_execution(execution: ExecutionSettings, source: ModelSource) -> None:
         )
 
 
-def _check_importable(package: str, what: str) -> None:
-    """Refuse what needs a package that is not there, or was compiled for another version of torch."""
+def _check_importable(package: str, what: str, instead: str) -> None:
+    """Refuse what needs a package that is not there, or was compiled for another version of torch.
+
+    Args:
+        instead: what to do.
+    """
     problem = "is not installed"
     if find_spec(package) is not None:
         try:
@@ -256,4 +289,4 @@ def _check_importable(package: str, what: str) -> None:
             problem = f"cannot be imported ({' '.join(str(error).split())})"
         else:
             return
-    raise SettingsError(f"{what} needs the package {package}, which {problem}; use sdpa")
+    raise SettingsError(f"{what} needs the package {package}, which {problem}; {instead}")

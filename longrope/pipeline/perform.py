@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import math
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from longrope.evaluation.methods import HF, LONG, LONGROPE
 from longrope.evaluation.suites import evaluate
+from longrope.exceptions import UnsupportedModelError
 from longrope.export.huggingface import export_folder
+from longrope.export.weights import weight_files
 from longrope.files import write_text_atomically
 from longrope.finetune.merge import merge
 from longrope.finetune.run import finetune
@@ -37,6 +40,7 @@ from longrope.search.search import search
 from longrope.workers.settings import ExecutionSettings
 
 MERGED = "merged"
+CONFIG = "config.json"
 RECIPE_FILE = "recipe.yaml"
 
 
@@ -84,14 +88,25 @@ def after(stage: Stage, point: Point, folder: Path) -> Point:
     return point
 
 
-def is_there(stage: Stage, point: Point, folder: Path) -> bool:
+def is_there(stage: Stage, folder: Path) -> bool:
     """Whether what the stages behind need of this one still lies in its folder."""
-    then = after(stage, point, folder)
     if isinstance(stage, EvaluateStage):
         return (folder / "results.json").exists()
     if isinstance(stage, FinetuneStage):
-        return Path(then.model, "config.json").exists()
-    return (folder / ("config.json" if isinstance(stage, ExportStage) else FACTORS_FILE)).exists()
+        return is_whole(folder / (MODEL if stage.settings.method == "full" else MERGED))
+    if isinstance(stage, ExportStage):
+        return is_whole(folder, weights=not stage.settings.config_only)
+    return (folder / FACTORS_FILE).exists()
+
+
+def is_whole(folder: Path, config: str = CONFIG, weights: bool = True) -> bool:
+    """Whether a model or an adapter lies in a folder, with its config and all its weights."""
+    if not (folder / config).exists():
+        return False
+    try:
+        return not weights or bool(weight_files(folder))
+    except UnsupportedModelError:
+        return False
 
 
 def perform(stage: Stage, point: Point, folder: Path, recipe: str, progress: Progress) -> dict[str, Any]:
@@ -150,12 +165,15 @@ def _search(stage: SearchStage, point: Point, folder: Path, progress: Progress) 
 
 
 def _finetune(stage: FinetuneStage, point: Point, folder: Path, progress: Progress) -> dict[str, Any]:
-    factors = _training_factors(stage, point, folder)
+    factors, full = _training_factors(stage, point, folder), stage.settings.method == "full"
+    for result in (folder / (MODEL if full else ADAPTER), folder / MERGED):  # which are made again of what is there
+        if not is_whole(result, "adapter_config.json" if result.name == ADAPTER else CONFIG):
+            shutil.rmtree(result, ignore_errors=True)
     settings = replace(
         stage.settings, model=point.model, revision=point.revision, factors=str(factors), output=str(folder)
     )
     report = finetune(settings, stage.launch, resume=True, tell=progress.note)
-    if settings.method != "full" and not (folder / MERGED / "config.json").exists():
+    if not full and not (folder / MERGED).exists():
         progress.note("folding the adapter into the model")
         trained = load_factors(folder / ADAPTER / SCHEDULE_FILE)
         windows = trained.windows if isinstance(trained, FactorSchedule) else (Window(trained.target_length, trained),)
@@ -224,7 +242,9 @@ def _evaluate(stage: EvaluateStage, point: Point, folder: Path, progress: Progre
 def _export(stage: ExportStage, point: Point, folder: Path, recipe: str, progress: Progress) -> dict[str, Any]:
     settings, file = stage.settings, point.schedule_file()
     assert file is not None, "the order of stages was checked"
-    if not (folder / "config.json").exists():  # whole, if it is there at all
+    if not is_there(stage, folder):
+        if folder.exists():  # whole at first, and parts of it were deleted since
+            shutil.rmtree(folder)
         factors = load_factors(file)
         windows = factors.windows if isinstance(factors, FactorSchedule) else (Window(factors.target_length, factors),)
         code = settings.code

@@ -11,18 +11,23 @@ from typing import Any
 from longrope.exceptions import RunExistsError, SettingsError
 from longrope.finetune.memory import GIB
 from longrope.pipeline.disk import saved_bytes
-from longrope.pipeline.inputs import key_of, stage_inputs
-from longrope.pipeline.plan import plan
-from longrope.pipeline.run import as_begun, refuse_other
+from longrope.pipeline.inputs import model_source
+from longrope.pipeline.plan import Plan
 from longrope.pipeline.stages import (
     EvaluateStage,
+    ExportStage,
     FinetuneStage,
     ReadjustStage,
     Recipe,
     SearchStage,
     Stage,
 )
-from longrope.pipeline.state import DONE, RunState
+from longrope.pipeline.standing import Standings, refuse_other
+from longrope.pipeline.state import DONE
+
+Note = Callable[[Stage | str, str], None]
+"""Is told where a problem is, and which."""
+MISFIT = "does not fit"
 
 
 class Room:
@@ -46,50 +51,53 @@ class Room:
         if not os.access(self._there, os.W_OK | os.X_OK):
             raise SettingsError(f"{self._there} cannot be written; give another output")
 
-    def check(self, recipe: Recipe, config: Any, note: Callable[[Stage | str, str], None]) -> None:
-        """Note what does not fit into memory while it is scored, and a disk that is too small.
-
-        Memory of fine-tuning is checked with its other settings.
+    def check_disk(self, recipe: Recipe, planned: Plan, config: Any, standings: Standings | None, note: Note) -> None:
+        """Note a disk that is too small for what is left to do.
 
         Args:
+            planned: all stages.
             config: of the model.
-            note: is told of problems, and where they are.
-
-        Raises:
-            InvalidInputError: if the model cannot be understood.
+            standings: what the folder has already; None where that is not known.
         """
-        planned = plan(recipe)
-        found = {stage.name: stage for stage in planned.stages}
-        disk = {name: stage.disk for name, stage in found.items()}
+        disk = {stage.name: stage.disk for stage in planned.stages}
         for stage in recipe.stages:
             if isinstance(stage, FinetuneStage) and stage.settings.method != "full":  # adapters are folded in after it
                 disk[stage.name] += planned.parameters * saved_bytes(config)
-            if not isinstance(stage, (SearchStage, ReadjustStage, EvaluateStage)):
-                continue
-            misfits = [line for line in found[stage.name].notes if line.startswith("does not fit")]
-            if misfits and stage.settings.execution.ray_address is None:  # the memory of a cluster is not known here
-                note(stage, misfits[0])
-        state = RunState.read(self._output)
-        if state is not None:
-            inputs = stage_inputs(as_begun(recipe, state))
-            for name in disk:
-                known = state.stages.get(name)
-                if known is None or known.key != key_of(inputs[name]):
-                    continue  # done anew, beside what is there
-                disk[name] = 0.0 if known.state == DONE else max(disk[name] - _written(self._output / name), 0.0)
+            elif isinstance(stage, ExportStage) and self._links(stage, recipe):
+                disk[stage.name] = 0.0
+        for each in standings.stages if standings is not None else ():
+            name = each.stage.name
+            disk[name] = 0.0 if each.state.state == DONE else max(disk[name] - each.written(), 0.0)
         needed = sum(disk.values())
         free = shutil.disk_usage(self._there).free
         if needed > free:
             largest = max(disk, key=lambda name: disk[name])
             hint = f"{largest} leaves {_gib(disk[largest])}"
-            if found[largest].kind == FinetuneStage.kind:
+            if any(stage.name == largest and stage.kind == FinetuneStage.kind for stage in recipe.stages):
                 hint += f", less with {largest}.save_limit=1"
             note("output", f"the run will leave {_gib(needed)} in {self._there}, and {_gib(free)} are free; {hint}")
 
+    def _links(self, stage: ExportStage, recipe: Recipe) -> bool:
+        """Whether an export takes no room, for its weights are those of a model on the same file system."""
+        if stage.settings.copy:
+            return False
+        before = recipe.stages[: recipe.stages.index(stage)]
+        trained = any(isinstance(each, FinetuneStage) for each in before)
+        place = self._there if trained else model_source(recipe.model).folder(weights=False)
+        return place.stat().st_dev == self._there.stat().st_dev
 
-def _written(folder: Path) -> int:
-    """Bytes of the files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+def misfit(stage: Stage, planned: Plan) -> str | None:
+    """What of a stage that scores texts does not fit into memory; None where all does.
+
+    Of fine-tuning that is checked with its other settings. The memory of a cluster is not known here.
+    """
+    if not isinstance(stage, (SearchStage, ReadjustStage, EvaluateStage)):
+        return None
+    if stage.settings.execution.ray_address is not None:
+        return None
+    notes = next(each.notes for each in planned.stages if each.name == stage.name)
+    return next((line for line in notes if line.startswith(MISFIT)), None)
 
 
 def _gib(size: float) -> str:

@@ -7,34 +7,35 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from longrope.evaluation.settings import DocumentSettings
-from longrope.exceptions import RunExistsError
+from longrope.exceptions import OtherRunError, SettingsError
 from longrope.files import write_text_atomically
-from longrope.pipeline.inputs import key_of, model_source, stage_inputs
-from longrope.pipeline.perform import RECIPE_FILE, Point, after, is_there, perform
+from longrope.pipeline.foreseen import foresee
+from longrope.pipeline.inputs import model_source, stage_inputs
+from longrope.pipeline.perform import RECIPE_FILE, Point, after, perform
 from longrope.pipeline.stages import EvaluateStage, FinetuneStage, ReadjustStage, Recipe, SearchStage, Stage
-from longrope.pipeline.state import (
-    DONE,
-    FAILED,
-    LOCK_FILE,
-    RUNNING,
-    STATE_FILE,
-    WAITING,
-    RunState,
-    StageState,
-    differences,
-    last_sign,
+from longrope.pipeline.standing import (
+    REPLACED,
+    TEXTS,
+    Standings,
+    as_begun,
+    aside,
+    commit,
+    pinned,
+    record,
+    refuse_other,
+    standings,
 )
+from longrope.pipeline.state import DONE, FAILED, LOCK_FILE, RUNNING, RunState, StageState, is_at_work, last_sign
 from longrope.runs.locks import FolderLock
 from longrope.runs.progress import Progress
 
-REPLACED = "replaced"
 REPORT, PAGE_FILE = "report", "report.html"
-TEXTS = "texts"
-"""What may lie in the folder of a run before it begins: text that was written for it."""
+__all__ = ["TEXTS", "ExtendReport", "as_begun", "extend", "on_cluster", "refuse_other"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ExtendReport:
     page: Path | None
 
 
-def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None) -> ExtendReport:
+def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None, force: bool = False) -> ExtendReport:
     """Carry out a recipe, or what is left of it in the output folder.
 
     A stage that was done with the same inputs is not run again. One whose inputs changed is, with all that depends on
@@ -63,6 +64,7 @@ def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None)
     Args:
         recipe: from :func:`longrope.pipeline.recipe.read_recipe`.
         output: the folder of the run; each stage has a folder of its name in it.
+        force: begin also where a stage does not seem to fit this machine.
 
     Raises:
         InvalidInputError: if something that was given cannot be used.
@@ -71,59 +73,22 @@ def extend(recipe: Recipe, output: str | Path, progress: Progress | None = None)
     progress = progress or Progress()
     folder = Path(output).resolve()
     refuse_other(folder)
-    model = _commit(recipe, RunState.read(folder))
-    recipe = _pinned(recipe, model)
+    model = commit(recipe, RunState.read(folder))
+    recipe = pinned(recipe, model)
     inputs = stage_inputs(recipe)
+    if not is_at_work(folder):  # which is refused below, and takes memory
+        before = RunState.read(folder) or RunState(recipe.name)
+        _foresee(recipe, standings(recipe, inputs, before, folder), folder, progress, force)
     lock = FolderLock(folder / LOCK_FILE)
     lock.acquire()
     try:
         before = RunState.read(folder) or RunState(recipe.name)
         known = dict(before.stages)
-        state = _take_over(recipe, before, inputs, folder, progress)
+        state = _take_over(standings(recipe, inputs, before, folder), before, recipe, folder, progress)
         state.model = model
         return _run(recipe, state, folder, progress, changed=known != state.stages)
     finally:
         lock.release()
-
-
-def refuse_other(folder: Path) -> None:
-    """Raise RunExistsError if the folder holds something else than the run of a recipe, or what was written for it."""
-    if folder.exists() and not folder.is_dir():
-        raise RunExistsError(f"output {folder} is a file; give a folder")
-    state = RunState.read(folder)
-    if state is None and folder.exists() and not all(map(_is_own, folder.iterdir())):
-        raise RunExistsError(f"output folder {folder} is not empty and holds no run of a recipe; choose another")
-
-
-def as_begun(recipe: Recipe, state: RunState | None) -> Recipe:
-    """The recipe with the commit of a hub model that the run began with: what is pushed there later changes nothing.
-
-    Args:
-        state: of the run; None where there is none yet, whose commit is the present one.
-
-    Raises:
-        UnsupportedModelError: if there is no such model on the hub.
-    """
-    return _pinned(recipe, _commit(recipe, state))
-
-
-def _commit(recipe: Recipe, state: RunState | None) -> dict[str, str | None] | None:
-    """What the state says of a hub model; None of a folder."""
-    source = model_source(recipe.model)
-    if Path(source.name).is_dir():
-        return None
-    asked = {"name": source.name, "revision": source.revision}
-    known = state.model if state is not None else None
-    if known is not None and known.items() >= asked.items():
-        return known
-    return {**asked, "commit": source.folder(weights=False).name}
-
-
-def _pinned(recipe: Recipe, model: dict[str, str | None] | None) -> Recipe:
-    if model is None:
-        return recipe
-    content = {**recipe.content, "model": {**recipe.content["model"], "revision": model["commit"]}}
-    return replace(recipe, content=content, model=replace(recipe.model, revision=model["commit"]))
 
 
 def on_cluster(recipe: Recipe, address: str) -> Recipe:
@@ -144,40 +109,43 @@ def on_cluster(recipe: Recipe, address: str) -> Recipe:
     return replace(recipe, stages=tuple(moved(stage) for stage in recipe.stages))
 
 
-def _take_over(
-    recipe: Recipe, old: RunState, inputs: dict[str, dict[str, object]], folder: Path, progress: Progress
-) -> RunState:
-    """The state of the run under this recipe: what is done of it, what has to be done again, and why."""
+def _foresee(recipe: Recipe, found: Standings, folder: Path, progress: Progress, force: bool) -> None:
+    """Say what would stop a later stage.
+
+    Raises:
+        SettingsError: if there is such a thing, unless the run is to begin all the same; the others are told.
+    """
+    foreseen = foresee(recipe, found, folder)
+    for line in (*foreseen.notes, *(foreseen.problems if force else ())):
+        progress.note(f"note: {line}")
+    if foreseen.problems and not force:
+        for line in foreseen.problems[:-1]:
+            progress.note(f"error: {line}")
+        raise SettingsError(f"{foreseen.problems[-1]} (nothing was started; --force begins all the same)")
+
+
+def _take_over(found: Standings, old: RunState, recipe: Recipe, folder: Path, progress: Progress) -> RunState:
+    """Bring the folder to where the recipe stands, and say what is done again."""
     state = RunState(recipe.name, finished=old.finished)
-    keys = {name: key_of(given) for name, given in inputs.items()}
-    changed = {name: before for name, before in old.stages.items() if before.key != keys.get(name)}
-    for name, before in changed.items():
-        _put_aside(folder, name, before, progress)
+    moved = {}
+    for name, before in found.replaced.items():
+        moved[folder / name] = _put_aside(folder, name, before, progress)
         del old.stages[name]
-    if changed:  # written before anything comes back, which must not be taken for what the old inputs gave
+    if found.replaced:  # written before anything comes back, which must not be taken for what the old inputs gave
         old.save(folder)
-    point = start(recipe)
-    for stage in recipe.stages:
-        given, key = inputs[stage.name], keys[stage.name]
-        now = old.stages.get(stage.name) or StageState(stage.kind, stage.describe(), given, key)
-        if now.state == WAITING or not (folder / stage.name).exists():
-            found = _bring_back(folder, stage.name, key, progress)
-            if stage.name in changed and changed[stage.name].state != WAITING:
-                why = "; ".join(differences(changed[stage.name].inputs, given)[:3])
-                what = "is done again" if found is None else "gives way to what these inputs gave before"
-                progress.note(f"{stage.name} {what}, for it was started with other inputs: {why}")
-            now = found or now
-        now.told = stage.describe()
+    for each in found.stages:
+        now, own = each.state, each.folder
+        if each.before is not None and each.lies != own:
+            _bring_back(moved.get(each.lies) or each.lies, each.before, folder, each.stage.name, progress)
+        if each.why is not None:
+            progress.note(each.why)
+        now.told = each.stage.describe()
         if now.state == RUNNING:  # its process was killed
-            sign = last_sign(folder / stage.name)
+            sign = last_sign(own)
             if now.started is not None and sign is not None:
                 now.seconds += max(sign - now.started, 0.0)
             now.started = None
-        if now.state == DONE and not is_there(stage, point, folder / stage.name):
-            progress.note(f"{stage.name} was done, but what it made is gone; it is done again")
-            now = StageState(stage.kind, stage.describe(), given, key)
-        state.stages[stage.name] = now
-        point = after(stage, point, folder / stage.name)
+        state.stages[each.stage.name] = now
     return state
 
 
@@ -208,7 +176,7 @@ def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress, chan
             page.unlink(missing_ok=True)  # of what was there before
             progress.note(heading)
             try:
-                now.results = perform(stage, point, own, text, progress)
+                now.results = _carry_out(stage, point, own, text, progress)
             except KeyboardInterrupt:
                 now.end(RUNNING)  # as it is where the process is killed: interrupted, and not failed
                 state.save(folder)
@@ -228,6 +196,22 @@ def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress, chan
         state.save(folder)
     exported = None if point.exported is None else Path(point.exported)
     return ExtendReport(folder, state, exported, page if page.exists() else _write_report(folder, progress))
+
+
+def _carry_out(stage: Stage, point: Point, own: Path, recipe: str, progress: Progress) -> dict[str, Any]:
+    """Do a stage, or go on with it; what was begun where that cannot be gone on with here is put aside."""
+    try:
+        return perform(stage, point, own, recipe, progress)
+    except OtherRunError as error:
+        # By a name that no inputs have: it does not come back by itself.
+        place = _free(own.parent / REPLACED / f"{stage.name}-unfinished")
+        place.parent.mkdir(exist_ok=True)
+        own.rename(place)
+        progress.note(
+            f"{stage.name} is begun anew, for what was begun cannot be gone on with ({error.why}); it lies in "
+            f"{place.relative_to(own.parent)}"
+        )
+    return perform(stage, point, own, recipe, progress)
 
 
 def _judged_by_what_was_searched_on(recipe: Recipe) -> list[str]:
@@ -256,51 +240,34 @@ def _write_report(folder: Path, progress: Progress) -> Path | None:
     return write_report([folder], folder / REPORT).page
 
 
-def _put_aside(folder: Path, name: str, before: StageState, progress: Progress) -> None:
-    """Move what a stage made under other settings out of the way, for the day on which they come back."""
+def _put_aside(folder: Path, name: str, before: StageState, progress: Progress) -> Path | None:
+    """Move what a stage made under other settings out of the way, for the day on which they come back.
+
+    Returns:
+        Where it lies then; None where there is nothing.
+    """
     own = folder / name
     if not own.exists():
-        return
-    aside = _aside(folder, name, before.key)
-    if aside.exists():  # made twice of the same inputs
-        number = 2
-        while (other := aside.with_name(f"{aside.name}-{number}")).exists():
-            number += 1
-        aside = other
-    aside.parent.mkdir(exist_ok=True)
-    RunState(name, {name: before}).save(_record(_aside(folder, name, before.key)))
-    own.rename(aside)
-    progress.note(f"{name}: what it made before lies in {aside.relative_to(folder)}")
-
-
-def _bring_back(folder: Path, name: str, key: str, progress: Progress) -> StageState | None:
-    """What was made of these inputs before, by the stage or by one that had another name, if it was."""
-    own, place = folder / name, _aside(folder, name, key)
-    kept = [place, *(path for path in sorted(place.parent.glob(f"*-{key}")) if path.name[0] != ".")]
-    aside = next((path for path in kept if path.exists()), None)
-    if aside is None and not own.exists():  # else it had come back when a run was killed
         return None
-    found = RunState.read(_record(aside or place))
-    if found is None:
-        return None
-    (before,) = found.stages.values()
-    if aside is not None:
-        RunState(name, {name: before}).save(_record(place))
-        aside.rename(own)
-        progress.note(f"{name}: what was made of these inputs before comes back from {aside.relative_to(folder)}")
-    return before
+    place = aside(folder, name, before.key)
+    free = _free(place)  # another where it was made twice of the same inputs
+    place.parent.mkdir(exist_ok=True)
+    RunState(name, {name: before}).save(record(place))
+    own.rename(free)
+    progress.note(f"{name}: what it made before lies in {free.relative_to(folder)}")
+    return free
 
 
-def _record(aside: Path) -> Path:
-    """Where the state of a stage that was put aside lies."""
-    return aside.with_name(f".{aside.name}")
+def _free(place: Path) -> Path:
+    """The place, or one beside it where that is taken."""
+    number, found = 2, place
+    while found.exists():
+        number, found = number + 1, place.with_name(f"{place.name}-{number}")
+    return found
 
 
-def _aside(folder: Path, name: str, key: str) -> Path:
-    """Where the folder of a stage lies while the recipe says something else; its state lies beside it."""
-    return folder / REPLACED / f"{name}-{key}"
-
-
-def _is_own(path: Path) -> bool:
-    """Whether this may lie in the folder before the state does: of a run that was killed early, or made for it."""
-    return path.name in (LOCK_FILE, TEXTS) or path.name.startswith(f".{STATE_FILE}.")
+def _bring_back(lies: Path, before: StageState, folder: Path, name: str, progress: Progress) -> None:
+    """Move what was made of the same inputs before to where the stage has it."""
+    RunState(name, {name: before}).save(record(aside(folder, name, before.key)))
+    lies.rename(folder / name)
+    progress.note(f"{name}: what was made of these inputs before comes back from {lies.relative_to(folder)}")

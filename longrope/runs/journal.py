@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from longrope.exceptions import InvalidInputError, RunExistsError, RunFailedError
+from longrope.exceptions import InvalidInputError, OtherRunError, RunExistsError, RunFailedError
 from longrope.runs.locks import lock_run
 
 SCHEMA_VERSION = 1
@@ -61,7 +61,8 @@ class Journal:
         The file is not touched when it is refused.
 
         Raises:
-            RunExistsError: if the run there has other settings, each named in the message, or is still going on.
+            OtherRunError: if the run there has other settings, each named in the message.
+            RunExistsError: if it is still going on.
             InvalidInputError: if there is no journal, or it has an invalid line that is not the last.
         """
         path = Path(path)
@@ -84,9 +85,11 @@ class Journal:
                     shown = differences[:DIFFERENCES_SHOWN]
                     if len(differences) > len(shown):
                         shown.append(f"and {len(differences) - len(shown)} more")
-                    raise RunExistsError(
-                        f"{path} holds a run with other settings ({'; '.join(shown)}); "
-                        "resume it with its own, or choose another output folder"
+                    why = "; ".join(shown)
+                    raise OtherRunError(
+                        f"{path} holds a run with other settings ({why}); "
+                        "resume it with its own, or choose another output folder",
+                        why,
                     )
             os.ftruncate(descriptor, valid)
             journal = cls(path, present, events, descriptor)

@@ -12,7 +12,7 @@ from typing import Any
 from longrope.data.documents import read_documents
 from longrope.data.needles import needle_sample
 from longrope.data.samples import Sample, SampleSet, draw_samples
-from longrope.exceptions import RunExistsError
+from longrope.exceptions import OtherRunError, RunExistsError
 from longrope.files import write_text_atomically
 from longrope.lengths import format_length
 from longrope.runs.journal import Journal
@@ -80,11 +80,12 @@ def refuse_other_run(folder: Path, resume: bool, journals: str = JOURNAL_FILE) -
     kept = (path for pattern in (JOURNAL_FILE, WINDOW_JOURNALS, FACTORS_FILE) for path in sorted(folder.glob(pattern)))
     found = next(kept, None)
     own = any(folder.glob(journals))
-    if found is not None and not (resume and own):
-        raise RunExistsError(
-            f"output folder {folder} holds another run ({found.relative_to(folder)}); "
-            + ("go on with it by --resume, or choose another" if own else "choose another")
-        )
+    if found is None or (resume and own):
+        return
+    why = f"holds another run ({found.relative_to(folder)})"
+    if own:
+        raise RunExistsError(f"output folder {folder} {why}; go on with it by --resume, or choose another")
+    raise OtherRunError(f"output folder {folder} {why}; choose another", why)
 
 
 @contextmanager

@@ -97,7 +97,8 @@ def test_another_folder_and_a_cluster_can_be_chosen(
     monkeypatch.setattr("longrope.pipeline.run.extend", lambda *arguments: given.append(arguments) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         longrope("extend", recipe(), "--output", tmp_path / "there", "--ray-address", "10.0.0.1:6379")
-    ((read, folder, _),) = given
+    ((read, folder, _, force),) = given
+    assert not force
     assert folder == tmp_path / "there"
     assert read == on_cluster(read, "10.0.0.1:6379")
     assert {stage.settings.execution.ray_address for stage in read.stages[:2]} == {"10.0.0.1:6379"}
@@ -127,7 +128,12 @@ def test_what_cannot_be_used_is_said_in_one_line_and_nothing_is_written(
 
 def test_a_stage_that_cannot_be_done_is_shown_with_its_reason(longrope: Run, recipe: Callable[..., Path]) -> None:
     changes = ["search-128.target_length=64", "evaluate-perplexity.lengths=[64]"]
-    failed = longrope("extend", recipe(), *changes)
+    refused = error(longrope("extend", recipe(), *changes))
+    assert "line 5: search-64: target length 64 is not longer than the present window" in refused
+    assert refused.endswith("(nothing was started; --force begins all the same)")
+    assert not Path("runs").exists()
+    failed = longrope("extend", recipe(), *changes, "--force")
+    assert any(line.startswith("note: ") and "target length 64" in line for line in failed.err.splitlines())
     assert failed.code == 2
     assert failed.err.splitlines()[-1].startswith("error: target length 64 is not longer than the present window")
     shown = longrope("status", "runs/longer")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from longrope.exceptions import RunExistsError, SettingsError
+from longrope.exceptions import OtherRunError, RunExistsError
 from longrope.finetune.checkpoints import Checkpoint, newest_checkpoint, remove_old, remove_torn, seal
 
 
@@ -38,7 +38,7 @@ def test_a_checkpoint_of_another_run_is_refused(checkpoints: Path) -> None:
 
 
 def test_a_checkpoint_in_other_parts_is_refused(checkpoints: Path) -> None:
-    with pytest.raises(SettingsError, match=r"parts of 2 processes.*resume with 2"):
+    with pytest.raises(OtherRunError, match=r"parts of 2 processes.*resume with 2"):
         newest_checkpoint(checkpoints, "run", 4)
     assert newest_checkpoint(checkpoints, "run", None) is not None
 

@@ -26,7 +26,7 @@ from longrope.pipeline.dry_run import check_execution, dry_run
 from longrope.pipeline.inputs import key_of, stage_inputs
 from longrope.pipeline.recipe import read_recipe, ready_recipes
 from longrope.pipeline.stages import EvaluateStage, FinetuneStage, ReadjustStage, SearchStage
-from longrope.pipeline.state import DONE, FAILED, RunState, StageState
+from longrope.pipeline.state import DONE, FAILED, WAITING, RunState, StageState
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import yarn
 from longrope.workers.settings import ExecutionSettings
@@ -252,6 +252,29 @@ def test_a_problem_of_another_recipe(checked: Checked, tmp_path: Path, text: str
     assert problem in found[0]
 
 
+def test_an_evaluation_is_of_the_model_that_was_trained_last(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = []
+    monkeypatch.setattr(checks, "open_methods", lambda rope, *others: windows.append(rope.window))
+    monkeypatch.setattr(checks, "suite_opener", lambda *settings: lambda *model: None)
+    passkey = "evaluate: {suite: passkey, lengths: [128]"
+    trained = "finetune: {seq_length: 128, global_batch: 2}"
+    search = ("search: {target_length: 128}", "search: {target_length: 256}")
+    found = checked(
+        text=stages(
+            passkey + ", model: original, name: first}",
+            search[0],
+            passkey + ", name: searched}",
+            trained,
+            passkey + ", name: trained}",
+            search[1],
+            passkey + ", name: searched-again}",
+            passkey + ", model: original, name: last}",
+        )
+    )
+    assert found == []
+    assert windows == [64, 64, 128, 128, 64]
+
+
 def test_problems_of_all_stages_at_once(checked: Checked) -> None:
     found = checked(
         "search-128.data.samples=20", "finetune-128.precision=fp16", "finetune-128.field=body", "served.samples=50"
@@ -264,6 +287,7 @@ def test_problems_of_all_stages_at_once(checked: Checked) -> None:
 def test_a_model_that_cannot_be_had(checked: Checked) -> None:
     [problem] = checked("model=nobody/nothing")
     assert problem.startswith("model: model 'nobody/nothing' is neither a folder nor reachable on the hub")
+    assert problem.endswith("; give a local folder, or log in by `hf auth login` if the model is gated or private")
 
 
 def test_a_model_that_cannot_see_so_far(
@@ -330,6 +354,21 @@ def test_flash_attention_that_does_not_fit_this_torch(tmp_path: Path, monkeypatc
         check_execution(ExecutionSettings(), ModelSource("model", device="cuda", attention="flash_attention_2"))
 
 
+def test_a_deepspeed_that_does_not_fit_this_torch(
+    checked: Checked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("deepspeed")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "deepspeed.py").write_text("raise AttributeError('torch has no\\n_six')")
+    monkeypatch.syspath_prepend(tmp_path / "broken")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "deepspeed"]:
+        monkeypatch.delitem(sys.modules, name)
+    [problem] = checked("finetune-128.zero=2")
+    told = "zero 2 needs the package deepspeed, which cannot be imported (torch has no _six); install it for this torch"
+    assert problem.endswith(f"finetune-128: {told}, or use zero: 0")
+    assert checked("finetune-128.zero=0") == []
+
+
 def test_memory(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "free_host_memory", lambda: 2**20)
     found = checked()
@@ -359,40 +398,56 @@ def test_adapters_need_room_for_the_model_that_they_are_folded_into(
     assert "finetune-128 leaves" in checked("finetune-128.method=lora")[0]
 
 
+def begin(folder: Path, recipe: Path, **other: str) -> None:
+    """A run in which every stage is done, as far as its folder tells, but for those with another state."""
+    states = {}
+    for name, given in stage_inputs(read_recipe(recipe)).items():
+        state = other.get(name.replace("-", "_"), DONE)
+        states[name] = StageState("", "", given, key_of(given), state=state)
+        if state == DONE:
+            for part in ("results.json", "factors.json", "config.json", "model/config.json"):
+                (folder / name / part).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name / part).write_text("{}")
+            for part in ("a.safetensors", "model/a.safetensors"):
+                (folder / name / part).write_text("")
+    RunState("recipe", states).save(folder)
+
+
 def test_what_is_done_takes_no_more_room(checked: Checked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert checked() == []
-    inputs = stage_inputs(read_recipe(tmp_path / "recipe.yaml"))
     monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**10))
-
-    def begun(**other: StageState) -> None:
-        stages = {name: StageState("", "", key=key_of(given), state=DONE) for name, given in inputs.items()}
-        RunState("recipe", {**stages, **{name.replace("_", "-"): state for name, state in other.items()}}).save(
-            tmp_path / "begun"
-        )
-
-    begun()
-    assert checked(output="begun") == []
-    begun(search_128=StageState("", ""))
-    assert "search-128 leaves" in checked(output="begun")[0]
-    begun()  # by other settings, whose results stay where they are
-    [problem] = checked("finetune-128.learning_rate=1e-3", output="begun")
-    assert problem.startswith("output: the run will leave ")
+    monkeypatch.setattr(hardware, "free_host_memory", lambda: 2**20)
+    begin(tmp_path / "begun", tmp_path / "recipe.yaml")
+    found = checked(output="begun")
+    assert [problem for problem in found if "finetune-128" not in problem] == []
+    # By other settings, beside whose results those of the present ones come to lie.
+    found = checked("search-128.seed=1", output="begun")
+    assert found[-1].startswith("output: the run will leave ")
+    assert any("search-256: does not fit" in problem for problem in found)
+    begin(tmp_path / "other", tmp_path / "recipe.yaml", search_128=WAITING)
+    found = checked(output="other")
+    assert "search-128 leaves" in found[-1]
+    assert [problem.partition(": ")[2].partition(":")[0] for problem in found[:-1]] == ["finetune-128", "search-128"]
 
 
 def test_what_an_unfinished_stage_has_written_is_not_asked_for_twice(
     checked: Checked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert checked() == []
-    inputs = stage_inputs(read_recipe(tmp_path / "recipe.yaml"))
-    stages = {name: StageState("", "", key=key_of(given), state=DONE) for name, given in inputs.items()}
-    stages["finetune-128"].state = FAILED
-    RunState("recipe", stages).save(tmp_path / "begun")
+    begin(tmp_path / "begun", tmp_path / "recipe.yaml", finetune_128=FAILED)
     monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**10))
     assert "finetune-128 leaves" in checked(output="begun")[0]
     checkpoints = tmp_path / "begun" / "finetune-128" / "checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / "weights").write_bytes(bytes(2**24))
     assert checked(output="begun") == []
+
+
+def test_an_export_that_links_its_weights_takes_no_room(checked: Checked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longrope.pipeline.disk.saved_bytes", lambda config: 10**12)
+    found = [checked(text=stages("search: {target_length: 128}", f"export: {{{how}}}")) for how in ("", "copy: true")]
+    assert found[0] == []
+    assert "export leaves" in found[1][-1]
 
 
 def test_outputs(checked: Checked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

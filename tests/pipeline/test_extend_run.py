@@ -18,7 +18,9 @@ from longrope.cli.outcome import print_status
 from longrope.data.documents import read_documents
 from longrope.data.samples import draw_samples
 from longrope.exceptions import DataError, RunExistsError
+from longrope.pipeline.dry_run import dry_run
 from longrope.pipeline.inputs import stage_inputs
+from longrope.pipeline.perform import is_there
 from longrope.pipeline.recipe import read_recipe
 from longrope.pipeline.run import as_begun, extend
 from longrope.pipeline.state import DONE, FAILED, RUNNING, WAITING, open_state
@@ -101,6 +103,33 @@ def test_a_changed_setting_does_again_what_depends_on_it_and_no_more(whole: Whol
     _, seen = carry_out(changed, run)
     assert seen.ran == []
     assert {stage: tree(run / stage) for stage in STAGES} == others
+
+
+def test_a_dry_run_says_what_becomes_of_every_stage(whole: Whole, run: Path) -> None:
+    def told(*changes: str) -> list[str]:
+        before, heard = tree(run), Moments()
+        assert dry_run(read_recipe(whole.recipe, changes), run, heard) == []
+        assert tree(run) == before
+        return [note for note in heard.notes if not note.startswith("checking ")]
+
+    kept = [f"{name} is done and kept" for name in STAGES]
+    assert [note for note in told() if note in kept] == kept
+    will = [note for note in told(CHANGE) if "is done" in note]
+    assert will[:4] == kept[:4]
+    assert [note.partition(" ")[0] for note in will[4:]] == CHANGED
+    _, seen = carry_out(read_recipe(whole.recipe, [CHANGE]), run)
+    assert [note for note in seen.notes if "is done again" in note] == will[4:]
+    back = [note for note in told() if "gives way to what these inputs gave before" in note]
+    assert [note.partition(" ")[0] for note in back] == CHANGED
+    (run / "finetune-128" / "model" / "model.safetensors").unlink()
+    shutil.rmtree(run / "before")
+    lost = told(CHANGE)
+    for name in ("before", "finetune-128"):
+        assert f"{name} was done, but what it made is gone; it is done again" in lost
+    state = open_state(run)
+    state.stages["search-256"].state = RUNNING
+    state.save(run)
+    assert "search-256 was begun and is gone on with" in told(CHANGE)
 
 
 def test_results_that_come_back_are_not_lost_where_that_is_interrupted(whole: Whole, run: Path, tmp_path: Path) -> None:
@@ -189,6 +218,62 @@ def test_a_stage_whose_folder_is_gone_is_done_again(whole: Whole, run: Path) -> 
     assert "search-256 was done, but what it made is gone; it is done again" in seen.notes
     found, before = (load_factors(folder / "search-256" / "factors.json") for folder in (run, whole.folder))
     assert found.lambdas == before.lambdas
+
+
+@pytest.mark.parametrize("gone", ["model.safetensors", "config.json"])
+def test_a_model_folder_that_has_lost_a_part_is_made_again(whole: Whole, run: Path, gone: str) -> None:
+    places = {"finetune-128": "finetune-128/model", "export": "export"}
+    for place in places.values():
+        (run / place / gone).unlink()
+    _, seen = carry_out(read_recipe(whole.recipe), run)
+    assert seen.ran == list(places)
+    for stage, place in places.items():
+        assert f"{stage} was done, but what it made is gone; it is done again" in seen.notes
+        found, before = tree(run / place), tree(whole.folder / place)
+        assert found.keys() == before.keys()
+        assert found["model.safetensors"] == before["model.safetensors"]
+
+
+def test_an_export_without_weights_is_whole(whole: Whole, tmp_path: Path) -> None:
+    for config_only in (True, False):
+        changed = read_recipe(whole.recipe, [f"export.config_only={str(config_only).lower()}"])
+        stage = next(stage for stage in changed.stages if stage.name == "export")
+        folder = tmp_path / str(config_only)
+        assert not is_there(stage, folder)
+        folder.mkdir()
+        shutil.copy(whole.folder / "export" / "config.json", folder)
+        assert is_there(stage, folder) == config_only
+
+
+def test_what_was_begun_on_other_devices_is_begun_anew_and_kept(whole: Whole, run: Path) -> None:
+    state = open_state(run)
+    began = {
+        "before": 'device: then "cuda", now "cpu"',
+        "finetune-128": "zero 3, not 0",
+        "search-256": 'device: then "cuda", now "cpu"',
+        "readjust": 'device: then "cuda", now "cpu"',
+    }
+    for name in began:
+        state.stages[name].state = RUNNING
+        for file in [*run.glob(f"{name}/evaluation*.jsonl"), *run.glob(f"{name}/*/evaluations.jsonl")]:
+            file.write_text(file.read_text().replace('"device": "cpu"', '"device": "cuda"', 1))
+    record = run / "finetune-128" / "run.json"
+    record.write_text(record.read_text().replace('"zero": 0', '"zero": 3'))
+    state.save(run)
+    there = {name: tree(run / name) for name in began}
+    _, seen = carry_out(read_recipe(whole.recipe), run)
+    assert seen.ran == list(began)
+    for name, why in began.items():
+        place = f"replaced/{name}-unfinished"
+        assert (
+            f"{name} is begun anew, for what was begun cannot be gone on with ({why}); it lies in {place}" in seen.notes
+        )
+        assert {"lock": b"", **tree(run / place)} == {"lock": b"", **there[name]}
+    assert load_factors(run / "readjust" / "factors.json") == load_factors(whole.folder / "readjust" / "factors.json")
+    weights = "finetune-128/model/model.safetensors"
+    assert (run / weights).read_bytes() == (whole.folder / weights).read_bytes()
+    _, seen = carry_out(read_recipe(whole.recipe), run)
+    assert seen.ran == []
 
 
 def test_a_second_process_is_refused_while_the_first_one_runs(whole: Whole, run: Path) -> None:

@@ -111,6 +111,12 @@ def test_adapters_under_factors_of_a_file_are_folded_into_the_model(
     assert (run / "export" / "modeling_longrope.py").exists()
     measured = json.loads((run / "evaluate-perplexity" / "results.json").read_text())
     assert measured["model"]["name"] == str(run / "lora" / "merged")
+    for gone in (["merged/model"], ["merged/model", "adapter/adapter_model"]):
+        for part in gone:
+            (run / "lora" / f"{part}.safetensors").unlink()
+        train("seq_length: 128, method: lora, factors: given.json, name: lora")
+        again = load_file(run / "lora" / "merged" / "model.safetensors")
+        assert all(torch.equal(weight, merged[name]) for name, weight in again.items())
 
 
 def test_a_raised_base_reaches_the_exported_model_and_the_report_tells_of_every_stage(train: Train) -> None:

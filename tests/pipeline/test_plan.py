@@ -333,6 +333,20 @@ def test_a_stage_has_the_gpus_that_it_asks_for(write: Any) -> None:
     assert together == pytest.approx(5 * ((apart.seconds or 0) - (alone.seconds or 0)), rel=0.05)
 
 
+def test_a_stage_on_some_gpus_has_their_share_of_the_host(write: Any) -> None:
+    text = "- finetune: {seq_length: 16k, sp: 4, offload: optimizer, factors: {method: pi}, launch: {gpus: %d}}"
+    all_of_it, half = (one(write, text % gpus, host_memory=160) for gpus in (8, 4))
+    assert (all_of_it.fits, all_of_it.notes) == (True, ())
+    assert not half.fits
+    assert "on each host, and 80.0 GiB are free" in half.notes[0]
+
+
+def test_weights_that_an_export_may_have_to_copy(write: Any) -> None:
+    export = one(write, "- search: {target_length: 128k}\n- export: {copy: true}")
+    assert export.disk == 2 * ModelShape.of(LLAMA_2).parameters
+    assert one(write, "- search: {target_length: 128k}\n- export: {config_only: true}").disk == 0
+
+
 def test_every_gpu_that_can_be_named_has_a_peak() -> None:
     for name, each in GPUS.items():
         assert peak_flops(each.name, "bf16") is not None, name
