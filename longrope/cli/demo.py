@@ -22,6 +22,9 @@ def demo(
     full: Annotated[
         bool, typer.Option("--full", help="Go to 131072 tokens, 512 times the window; wants a GPU.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Begin even though a stage does not seem to fit this machine.")
+    ] = False,
     texts: Annotated[
         Path | None,
         typer.Option(help="Only write the texts, for other commands to go on with.", metavar="DIR"),
@@ -49,5 +52,5 @@ def demo(
     with ConsoleProgress() as progress:
         recipe = demo_recipe(output, changes or (), full)
         progress.note(f"text: the standard library of Python {python_version()}, in {output}")
-        report = extend(recipe, output, progress)
+        report = extend(recipe, output, progress, force)
     print_extend(report)
