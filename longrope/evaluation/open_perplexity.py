@@ -6,8 +6,10 @@ from pathlib import Path
 
 from longrope.data.documents import read_documents
 from longrope.data.samples import Sample, draw_samples
+from longrope.data.tokens import TextEncoder
 from longrope.evaluation.perplexity import PerplexitySuite
 from longrope.evaluation.settings import DocumentSettings, PerplexitySettings
+from longrope.exceptions import SettingsError
 from longrope.lengths import format_length
 from longrope.model.rope_config import attention_span
 from longrope.runs.model import LoadedModel
@@ -31,7 +33,14 @@ def open_perplexity(
     if span is not None:  # what longer lengths are cut to
         settings.tokens([*lengths, min(span, length)])
     documents = draw_documents(settings, length, seed, model, progress)
-    return PerplexitySuite(documents, lengths, settings.protocol, settings.stride, settings.last, span)
+    front = len(TextEncoder(model.tokenizer).prefix)
+    shortest = min(*lengths, span or max(lengths))
+    if settings.protocol == "full" and shortest - max(front, 1) < max(settings.last, 1):
+        raise SettingsError(
+            f"length {format_length(shortest)} has no room for {front} special tokens and {max(settings.last, 1)} to "
+            "predict; give longer lengths"
+        )
+    return PerplexitySuite(documents, lengths, settings.protocol, settings.stride, settings.last, span, front)
 
 
 def draw_documents(

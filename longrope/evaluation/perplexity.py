@@ -1,6 +1,7 @@
 """Perplexity at a list of lengths, per token and per byte.
 
 ``full``: each length is the context of the same last tokens of a document, so that lengths are compared on equal text.
+A context begins as a text does for the model in use, with BOS where the tokenizer puts it there, also in mid-document.
 ``sliding``: the whole document is read in windows of the length that move by a stride, and a token is predicted from
 the window that ends soonest after it (Press et al., arXiv 2108.12409, appendix B; stride 256 in YaRN and LongRoPE).
 A length that the model's attention cannot see is measured with what it does see, and marked as truncated.
@@ -37,6 +38,7 @@ class PerplexitySuite(Suite):
         last: how many tokens at the end of each document count under ``full``; as many as the shortest length
             predicts when 0.
         span: tokens that the model's attention sees, where that is a limit: contexts of longer lengths are cut to it.
+        front: special tokens with which every sample begins, and every context under ``full``.
     """
 
     name = "perplexity"
@@ -49,21 +51,23 @@ class PerplexitySuite(Suite):
         stride: int = STRIDE,
         last: int = 0,
         span: int | None = None,
+        front: int = 0,
     ) -> None:
         assert protocol in PROTOCOLS
         self._samples = {sample.digest: sample for sample in samples}
         self._protocol, self._stride = protocol, stride
         self._span = span or max(lengths)
         shortest = min(*lengths, self._span)
-        self._last = last or shortest - 1
-        assert self._last < shortest, "every length predicts all the tokens that count"
+        self._front = front
+        self._last = last or shortest - max(front, 1)
+        assert self._last <= shortest - max(front, 1), "every length predicts all the tokens that count"
         self.items = [
             Item(f"{sample.digest}/{format_length(length)}", length) for length in lengths for sample in samples
         ]
         self._lengths = {key: item.length for key, item in by_key(self.items).items()}
 
     def describe(self) -> dict[str, Any]:
-        counted = {"last": self._last} if self._protocol == "full" else {"stride": self._stride}
+        counted = {"last": self._last, "front": self._front} if self._protocol == "full" else {"stride": self._stride}
         return {"protocol": self._protocol, **counted, "samples": list(self._samples)}
 
     def measure(self, model: Any, tokenizer: Any, policy: RopePolicy, item: str) -> dict[str, Any]:
@@ -72,7 +76,8 @@ class PerplexitySuite(Suite):
         tokens, seen = sample.tokens, min(length, self._span)
         if self._protocol == "full":
             first = len(tokens) - self._last
-            nll = score_tokens(model, tokens[-seen:], factors, seen - self._last).sum()
+            context = np.concatenate([tokens[: self._front], tokens[self._front - seen :]])
+            nll = score_tokens(model, context, factors, seen - self._last).sum()
         else:
             first = 1
             nll = sum(

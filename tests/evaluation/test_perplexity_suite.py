@@ -66,6 +66,22 @@ def test_sliding_windows_equal_plain_transformers(
     assert row["nll"] == pytest.approx(nats, rel=1e-5)
 
 
+@pytest.mark.parametrize("front", [1, 2])
+def test_every_context_begins_as_a_text_does(
+    front: int, make_tiny_model: Models, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model, tokens = make_tiny_model(), sample().tokens
+    found = measured(PerplexitySuite([sample()], [32, 300], front=front), model, tiny_tokenizer)
+    assert set(found["tokens"]) == {32 - front}
+    short = torch.tensor([*tokens[:front], *tokens[front - 32 :]], dtype=torch.long)[None]
+    for row, ids in zip(found.itertuples(), [short, torch.tensor(tokens, dtype=torch.long)[None]], strict=True):
+        labels = ids.clone()
+        labels[:, : front - 32] = -100
+        with torch.inference_mode():
+            loss = model(ids, labels=labels).loss
+        assert row.nll == pytest.approx(float(loss) * (32 - front), rel=1e-5)
+
+
 def test_every_length_predicts_the_same_last_tokens(
     make_tiny_model: Models, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
