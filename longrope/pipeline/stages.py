@@ -127,7 +127,9 @@ class FinetuneStage(Stage):
 
     def describe(self) -> str:
         settings = self.settings
-        return f"fine-tune {settings.steps} steps in segments of {format_length(settings.seq_length)}"
+        windows = ", ".join(map(format_length, sorted(set(settings.windows))))
+        turns = f", windows {windows} in turn" if windows else ""
+        return f"fine-tune {settings.steps} steps in segments of {format_length(settings.seq_length)}{turns}"
 
 
 @dataclass(frozen=True, kw_only=True)
