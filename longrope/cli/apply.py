@@ -40,6 +40,13 @@ def apply(
             rich_help_panel=_FACTORS,
         ),
     ] = False,
+    attention_factor: Annotated[
+        str,
+        typer.Option(
+            help="Whose attention factor plain transformers gets, which has one for both lists: long or short.",
+            rich_help_panel=_FACTORS,
+        ),
+    ] = "long",
     config_format: Annotated[
         str,
         typer.Option(
@@ -93,6 +100,7 @@ def apply(
         without_n_hat,
         short_window=None if short_window is None else parse_length(short_window),
         single_list=single_list,
+        attention_factor=attention_factor,
         config_format=config_format,
         code=code,
         config_only=config_only,

@@ -19,7 +19,11 @@ _V4_NAMES = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_facto
 
 
 def set_longrope(
-    config: Any, schedule: FactorSchedule, short_window: int | None = None, single_list: bool = False
+    config: Any,
+    schedule: FactorSchedule,
+    short_window: int | None = None,
+    single_list: bool = False,
+    favoured: str = "long",
 ) -> tuple[str, ...]:
     """Write a schedule into a transformers v5 config as rope type ``longrope``.
 
@@ -29,11 +33,12 @@ def set_longrope(
     Args:
         short_window: length of the window that becomes the short list; see :func:`two_lists`.
         single_list: the long list serves as the short one as well.
+        favoured: the list whose attention factor serves both, ``long`` or ``short``.
 
     Returns:
         What plain transformers will do differently from the schedule, a line each.
     """
-    lists = two_lists(schedule, short_window, single_list)
+    lists = two_lists(schedule, short_window, single_list, favoured)
     original = lists.original_length
     config.max_position_embeddings = lists.long.max_length
     config.original_max_position_embeddings = original
@@ -62,7 +67,10 @@ def set_longrope(
 
 def is_su(lists: TwoLists) -> bool:
     """Whether the attention factor is the one that engines compute for themselves."""
-    return math.isclose(lists.attention_factor, su(lists.ratio, lists.original_length), rel_tol=1e-6)
+    own = su(lists.ratio, lists.original_length)
+    return all(
+        math.isclose(each, own, rel_tol=1e-6) for each in (lists.attention_factor, lists.long.factors.attention_factor)
+    )
 
 
 def v4_losses(model_type: str, lists: TwoLists) -> tuple[str, ...]:

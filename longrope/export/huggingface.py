@@ -53,6 +53,7 @@ def export_folder(
     *,
     short_window: int | None = None,
     single_list: bool = False,
+    attention_factor: str = "long",
     config_format: str = "v5",
     code: bool = False,
     config_only: bool = False,
@@ -70,6 +71,8 @@ def export_folder(
             :func:`longrope.export.two_lists.two_lists`.
         single_list: leave out the windows below the longest, so that both lists are the long one, for engines that
             keep their cache where the lists change or have one list for all lengths.
+        attention_factor: whose attention factor plain transformers gets, which has one: that of the ``long`` or of the
+            ``short`` list. The modeling file, longrope.load and vLLM have both.
         config_format: ``v5``, or ``v4`` for transformers 4 and other older readers.
         code: add the modeling file that has n_hat and all windows with ``trust_remote_code``.
         config_only: write no weights.
@@ -99,8 +102,8 @@ def export_folder(
             tuple(Window(each.max_length, flat(each.factors, without_n_hat)) for each in schedule.windows)
         )
     remove_code(config)
-    losses = set_longrope(config, schedule, short_window, single_list)
-    lists = two_lists(schedule, short_window, single_list)
+    losses = set_longrope(config, schedule, short_window, single_list, attention_factor)
+    lists = two_lists(schedule, short_window, single_list, attention_factor)
     if config_format == "v4":
         losses += v4_losses(config.model_type, lists)
     own = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
@@ -124,7 +127,7 @@ def export_folder(
         losses=losses,
         code=code,
         weights=bool(weights),
-        options=_options(short_window, single_list, config_format, code, config_only),
+        options=_options(short_window, single_list, attention_factor, config_format, code, config_only),
         new_weights=new_weights,
     )
     with whole_folder(output) as written, _quiet_transformers():
@@ -175,9 +178,17 @@ def _schedule(rope: ModelRope, factors: RopeFactors | FactorSchedule) -> FactorS
     return rope.extended_by(factors) if isinstance(factors, RopeFactors) else factors
 
 
-def _options(short_window: int | None, single_list: bool, config_format: str, code: bool, config_only: bool) -> str:
+def _options(
+    short_window: int | None,
+    single_list: bool,
+    attention_factor: str,
+    config_format: str,
+    code: bool,
+    config_only: bool,
+) -> str:
     """The options of the command line that write the same folder again."""
     words = ["--short-window", format_length(short_window)] if short_window is not None else []
+    words += ["--attention-factor", attention_factor] if attention_factor != "long" else []
     words += ["--config-format", config_format] if config_format != "v5" else []
     flags = {"--single-list": single_list, "--code": code, "--config-only": config_only}
     return shlex.join([*words, *(name for name, chosen in flags.items() if chosen)])

@@ -13,6 +13,7 @@ from longrope.model.architectures import Architecture
 from longrope.rope.factors import RopeFactors
 from longrope.rope.policy import FactorSchedule, Window
 
+FAVOURED = ("long", "short")
 _DROPS_CACHE = "phi3"
 """The model type of the table whose cache plain transformers computes anew where the lists change."""
 
@@ -25,11 +26,13 @@ class TwoLists:
 
     Attributes:
         short: its factors serve sequences of up to the pretraining length.
-        long: its factors serve longer sequences; its attention factor is the one of both lists.
+        long: its factors serve longer sequences.
+        favoured: ``long`` or ``short``: whose attention factor is the one of both lists.
     """
 
     short: Window
     long: Window
+    favoured: str = "long"
 
     @property
     def original_length(self) -> int:
@@ -44,10 +47,12 @@ class TwoLists:
     @property
     def attention_factor(self) -> float:
         """The one attention factor that plain transformers has for both lists."""
-        return self.long.factors.attention_factor
+        return (self.short if self.favoured == "short" else self.long).factors.attention_factor
 
 
-def two_lists(schedule: FactorSchedule, short_window: int | None = None, single_list: bool = False) -> TwoLists:
+def two_lists(
+    schedule: FactorSchedule, short_window: int | None = None, single_list: bool = False, favoured: str = "long"
+) -> TwoLists:
     """Choose the windows of a schedule that become the two lists.
 
     The long list is the longest window. The short one is the largest window not above the pretraining length, or
@@ -57,10 +62,13 @@ def two_lists(schedule: FactorSchedule, short_window: int | None = None, single_
     Args:
         short_window: length of the window to take as the short list instead.
         single_list: take the long list for both, for engines that keep their cache where the lists change.
+        favoured: ``long`` or ``short``: whose attention factor serves both lists.
 
     Raises:
         SettingsError: if the schedule has no such window, or both options are given.
     """
+    if favoured not in FAVOURED:
+        raise SettingsError(f"attention factor {favoured!r} is unknown; give that of the {' or '.join(FAVOURED)} list")
     windows = [Window(window.max_length, _flat(window.factors)) for window in schedule.windows]
     long = windows[-1]
     if single_list:
@@ -69,10 +77,10 @@ def two_lists(schedule: FactorSchedule, short_window: int | None = None, single_
         return TwoLists(long, long)
     if short_window is None:
         below = [window for window in windows if window.max_length <= long.factors.original_length]
-        return TwoLists(below[-1] if below else windows[0], long)
+        return TwoLists(below[-1] if below else windows[0], long, favoured)
     for window in windows:
         if window.max_length == short_window:
-            return TwoLists(window, long)
+            return TwoLists(window, long, favoured)
     raise SettingsError(
         f"short window {format_length(short_window)} is not a window of the schedule; it has {schedule.describe()}"
     )

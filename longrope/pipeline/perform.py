@@ -257,6 +257,7 @@ def _export(stage: ExportStage, point: Point, folder: Path, recipe: str, progres
             settings.without_n_hat,
             short_window=settings.short_window,
             single_list=settings.single_list,
+            attention_factor=settings.attention_factor,
             config_format=settings.config_format,
             code=code,
             config_only=settings.config_only,

@@ -237,6 +237,7 @@ class Probe:
                 Path(folder) / "model",
                 short_window=settings.short_window,
                 single_list=settings.single_list,
+                attention_factor=settings.attention_factor,
                 config_format=settings.config_format,
                 code=bool(settings.code),
                 config_only=settings.config_only,

@@ -52,6 +52,7 @@ class ExportSettings:
 
     Attributes:
         code: add the modeling file that computes n_hat and all windows; where n_hat is not 0 and nothing is chosen.
+        attention_factor: of the ``long`` or the ``short`` list, for plain transformers, which has one for both.
         without_n_hat: use the best candidate with n_hat = 0 where n_hat is not 0.
     """
 
@@ -61,15 +62,19 @@ class ExportSettings:
     without_n_hat: bool = False
     short_window: OptionalLength = None
     single_list: bool = False
+    attention_factor: str = "long"
     config_format: str = "v5"
     config_only: bool = False
     copy: bool = False
 
     def __post_init__(self) -> None:
         from longrope.export.config import CONFIG_FORMATS
+        from longrope.export.two_lists import FAVOURED
 
         if self.config_format not in CONFIG_FORMATS:
             raise SettingsError(f"config_format {self.config_format!r} is not known; use {' or '.join(CONFIG_FORMATS)}")
+        if self.attention_factor not in FAVOURED:
+            raise SettingsError(f"attention_factor {self.attention_factor!r} is not known; use {' or '.join(FAVOURED)}")
         if self.single_list and self.short_window is not None:
             raise SettingsError("short_window and single_list contradict each other; give one of them")
         if self.code and self.without_n_hat:

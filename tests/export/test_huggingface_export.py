@@ -16,6 +16,7 @@ from longrope.export.huggingface import export_folder
 from longrope.model.attach import attached
 from longrope.model.load import ModelSource
 from longrope.model.rope_config import read_rope
+from longrope.rope.attention_factor import su
 from longrope.rope.factors import RopeFactors
 from longrope.rope.policy import FactorSchedule, Window, load_factors
 
@@ -100,6 +101,22 @@ def test_short_prompts_get_the_attention_factor_of_long_ones(make_folder, tmp_pa
     theirs, ours, ids = plain_transformers(exported.folder), source.load_model(), tokens(50)
     with attached(ours, PLAIN.replace(attention_factor=1.15), mode="hf"):
         torch.testing.assert_close(logits_of(theirs, ids), logits_of(ours, ids), rtol=1e-5, atol=1e-5)
+
+
+def test_long_prompts_get_the_attention_factor_of_short_ones_if_wished(make_folder, tmp_path):
+    source = make_folder()
+    far = FAR.replace(attention_factor=su(4, 64))  # which vLLM would take for both by itself
+    exported = export_folder(source, far, tmp_path / "out", attention_factor="short")
+    assert exported.losses[0].startswith("sequences of 65 to 256 tokens get attention factor 1.0000 instead of")
+    theirs, ours = plain_transformers(exported.folder), source.load_model()
+    for ids, factors in ((tokens(50), PLAIN), (tokens(150), far.replace(attention_factor=1.0))):
+        with attached(ours, factors, mode="hf"):
+            torch.testing.assert_close(logits_of(theirs, ids), logits_of(ours, ids), rtol=1e-5, atol=1e-5)
+    written = json.loads((exported.folder / "config.json").read_text())["rope_parameters"]
+    assert (written["attention_factor"], written["short_mscale"]) == (1.0, 1.0)
+    assert written["long_mscale"] == far.attention_factor
+    assert exported.schedule.windows[-1].factors.attention_factor == far.attention_factor
+    assert "--attention-factor short" in (exported.folder / "README.md").read_text()
 
 
 def test_exported_folder_scores_alike_under_our_own_policy(make_folder, tmp_path):

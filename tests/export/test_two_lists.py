@@ -51,6 +51,8 @@ def test_short_window_and_single_list_choose():
         SettingsError, match=r"short window 1k is not a window of the schedule; it has 32, 64, 128, 256"
     ):
         two_lists(schedule, 1024)
+    with pytest.raises(SettingsError, match="attention factor 'medium' is unknown; give that of the long or short"):
+        two_lists(schedule, favoured="medium")
     with pytest.raises(SettingsError, match="contradict"):
         two_lists(schedule, 64, single_list=True)
 
@@ -59,8 +61,9 @@ def test_short_window_and_single_list_choose():
     lengths=st.sets(st.integers(1, 300), min_size=1, max_size=5),
     attention_factors=st.lists(st.sampled_from((1.0, 1.1)), min_size=5, max_size=5),
     choice=st.integers(0, 5),
+    favoured=st.sampled_from(("long", "short")),
 )
-def test_losses_name_exactly_the_lengths_that_get_something_else(lengths, attention_factors, choice):
+def test_losses_name_exactly_the_lengths_that_get_something_else(lengths, attention_factors, choice, favoured):
     schedule = FactorSchedule(
         tuple(
             Window(each, factors(target=each, stretch=each / 256, attention_factor=factor))
@@ -69,7 +72,9 @@ def test_losses_name_exactly_the_lengths_that_get_something_else(lengths, attent
     )
     single = choice == 5
     chosen = None if single or choice >= len(lengths) else sorted(lengths)[choice]
-    lists = two_lists(schedule, chosen, single)
+    lists = two_lists(schedule, chosen, single, favoured)
+    serves_both = lists.short if favoured == "short" else lists.long
+    assert lists.attention_factor == serves_both.factors.attention_factor
     lines = losses(schedule, lists, LLAMA)
     longest = max(lengths)
     expected, other_attention = set(), set()
