@@ -305,7 +305,7 @@ def test_demo_carries_out_its_recipe_on_the_standard_library(
 ) -> None:
     received: list[Any] = []
 
-    def stop(recipe: Any, output: Path, progress: Any) -> None:
+    def stop(recipe: Any, output: Path, progress: Any, force: bool) -> None:
         received.append(recipe)
         raise KeyboardInterrupt
 
