@@ -18,7 +18,7 @@ def check_windows(windows: Sequence[int], length: int, sp_size: int) -> None:
     """
     if length % sp_size:
         raise SettingsError(
-            f"a segment of {format_length(length)} cannot be cut into {sp_size} equal shards; choose an sp that "
+            f"seq-length {format_length(length)} cannot be cut into {sp_size} equal shards; choose an sp that "
             "divides it"
         )
     if windows and max(windows) < length:

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -66,7 +67,8 @@ def test_the_exported_folder_measures_as_plain_transformers_computes_it(whole: W
     for length, row in rows.items():
         losses = []
         for document in documents:
-            tokens = torch.from_numpy(document.tokens[-length:].astype("int64"))[None]
+            tokens = np.concatenate([document.tokens[:1], document.tokens[1 - length :]])  # <s>, and the end
+            tokens = torch.from_numpy(tokens.astype("int64"))[None]
             with torch.no_grad():
                 logits = model(tokens).logits[0, -64:-1]
             losses.append(torch.nn.functional.cross_entropy(logits.double(), tokens[0, -63:]))
