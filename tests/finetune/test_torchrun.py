@@ -27,9 +27,10 @@ while True:
     signal.pause()
 """
 _LAUNCHER = """
-import os, sys
+import os, signal, sys
 from longrope.finetune.torchrun import run_to_end
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run behind a shell's &
 run_to_end([sys.executable, "-c", sys.argv[1], sys.argv[2]], os.environ, sys.stderr)
 """
 
@@ -41,7 +42,10 @@ def test_a_launcher_that_is_ended_ends_its_processes_and_waits_for_them(number: 
         assert process.stdout is not None
         assert process.stdout.readline() == "trains\n"
         process.send_signal(number)
-        process.communicate(timeout=60)
+        try:
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == (128 + number if number == signal.SIGTERM else -number)
     assert (tmp_path / "ended").read_text() == "ended"
 
