@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -33,6 +32,7 @@ from longrope.model.rope_config import SCHEDULE_FILE, ModelRope, read_rope
 from longrope.pipeline.extended import extended, with_training_windows
 from longrope.pipeline.inputs import model_source, stage_inputs
 from longrope.pipeline.plan import plan
+from longrope.pipeline.problems import Problems
 from longrope.pipeline.room import Room, misfit
 from longrope.pipeline.stages import (
     EXPORTED,
@@ -82,7 +82,7 @@ class _DryRun:
     """
 
     def __init__(self, recipe: Recipe, output: Path, scratch: Path, progress: Progress) -> None:
-        self.problems: list[str] = []
+        self.problems = Problems()
         self._recipe, self._output, self._scratch, self._progress = recipe, output, scratch, progress
         self._source: ModelSource = model_source(recipe.model)
         self._opened = cache(self._open)
@@ -90,10 +90,10 @@ class _DryRun:
     def check(self) -> None:
         """Find the problems of every stage."""
         room = Room(self._output)
-        with self._noting("output"):
+        with self.problems.noting("output"):
             room.check_folder()
         config = rope = None
-        with self._noting("model"):
+        with self.problems.noting("model"):
             config = self._source.load_config()
             rope = read_rope(config, self._source.folder(weights=False))
         if rope is None:
@@ -118,13 +118,13 @@ class _DryRun:
             planned = plan(self._recipe)
         except InvalidInputError as error:
             if not self.problems:  # otherwise the plan ends at a stage that was refused already
-                self._note("output", str(error))
+                self.problems.note("output", str(error))
             return
         for stage in self._recipe.stages if standing is None else standing.left():
             too_much = misfit(stage, planned)
             if too_much is not None:
-                self._note(stage, too_much)
-        room.check_disk(self._recipe, planned, config, standing, self._note)
+                self.problems.note(stage, too_much)
+        room.check_disk(self._recipe, planned, config, standing, self.problems.note)
 
     def _stand(self) -> Standings | None:
         """What the folder has of the recipe, which is said; None where it has nothing, or that cannot be known."""
@@ -139,25 +139,13 @@ class _DryRun:
             self._progress.note(line)
         return found
 
-    @contextmanager
-    def _noting(self, place: Stage | str) -> Iterator[None]:
-        """A check; if it finds a problem, that is noted, and what follows the block goes on."""
-        try:
-            yield
-        except InvalidInputError as error:
-            self._note(place, str(error))
-
-    def _note(self, place: Stage | str, problem: str) -> None:
-        where = place if isinstance(place, str) else f"{place.where}: {place.name}"
-        self.problems.append(f"{where}: {problem}")
-
     # --- Stages ---
 
     def _search(self, stage: SearchStage) -> None:
         settings, target = stage.settings, stage.settings.target_length
-        with self._noting(stage):
+        with self.problems.noting(stage):
             model = self._model(settings.execution, self._rope)
-            with self._noting(stage):
+            with self.problems.noting(stage):
                 check_target(model, target)
             samples = open_samples(settings.data, model.tokenizer, target, settings.seed, self._progress)
             if target > self._rope.window:
@@ -168,7 +156,7 @@ class _DryRun:
     def _finetune(self, stage: FinetuneStage) -> None:
         settings, launch, count = stage.settings, stage.launch, len(self.problems)
         schedule = extended(self._rope, settings.seq_length).schedule()
-        with self._noting(stage):
+        with self.problems.noting(stage):
             schedule = with_training_windows(stage, self._rope).schedule()
             file = self._scratch / f"{stage.name}.json"
             schedule.save(file)
@@ -188,7 +176,7 @@ class _DryRun:
                 instead = "install it for this torch" + (", or use zero: 0" if given.sp == 1 else "")
                 _check_importable("deepspeed", f"zero {given.zero}", instead)
         if len(self.problems) > count:  # which may have been found before the data were read
-            with self._noting(stage):
+            with self.problems.noting(stage):
                 mixture = read_mixture(settings.data, field=settings.field, split=settings.split)
                 next(SegmentStream(mixture, self._source.load_tokenizer(), settings.seq_length, settings.seed))
         self._rope = self._trained = replace(self._rope, policy=schedule, window=schedule.windows[-1].max_length)
@@ -196,11 +184,11 @@ class _DryRun:
     def _readjust(self, stage: ReadjustStage) -> None:
         settings, windows = stage.settings, sorted(set(stage.settings.windows))
         schedule = found = self._rope.schedule()
-        with self._noting(stage):
+        with self.problems.noting(stage):
             check_windows(found, windows)
             for window in windows:
                 schedule = schedule.with_window(schedule.factors_for(window), window)
-        with self._noting(stage):
+        with self.problems.noting(stage):
             model = self._model(settings.execution, self._rope)
             for window in windows:
                 samples = open_samples(settings.data, model.tokenizer, window, settings.seed, self._progress)
@@ -209,7 +197,7 @@ class _DryRun:
 
     def _evaluate(self, stage: EvaluateStage) -> None:
         settings, suite = stage.settings, stage.suite
-        with self._noting(stage):
+        with self.problems.noting(stage):
             model = self._model(settings.execution, self._original if stage.model == ORIGINAL else self._trained)
             names = settings.methods or ((HF,) if stage.model == EXPORTED else ())
             factors = None
@@ -222,7 +210,7 @@ class _DryRun:
                 open_harness(suite, replace(settings, lengths=lengths, output=output), model, self._progress)
                 return
             if stage.model != EXPORTED:  # whose config is not there yet
-                with self._noting(stage):
+                with self.problems.noting(stage):
                     open_methods(model.rope, settings.lengths, factors, names, model.config)
             suite_opener(settings, suite)(model, self._progress)
 
@@ -235,7 +223,7 @@ class _DryRun:
         return str(file)
 
     def _export(self, stage: ExportStage) -> None:
-        with self._noting(stage):
+        with self.problems.noting(stage):
             two_lists(self._rope.schedule(), stage.settings.short_window, stage.settings.single_list)
 
     # --- The model ---

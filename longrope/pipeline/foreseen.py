@@ -5,8 +5,6 @@ Of the model only the config is read, and no data: ``longrope extend --dry-run``
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from longrope.pipeline.dry_run import check_execution
 from longrope.pipeline.extended import extended, with_training_windows
 from longrope.pipeline.inputs import model_source
 from longrope.pipeline.plan import Plan, plan
+from longrope.pipeline.problems import Problems, told
 from longrope.pipeline.room import Room, misfit
 from longrope.pipeline.stages import EvaluateStage, FinetuneStage, ReadjustStage, Recipe, SearchStage, Stage
 from longrope.pipeline.standing import Standings
@@ -37,29 +36,12 @@ class Foreseen:
     """What is known to go wrong.
 
     Attributes:
-        problems: what will stop the run, a line each with the stage, what it needs, what is there and what to do.
+        problems: what will stop the run.
         notes: what may.
     """
 
-    problems: list[str] = field(default_factory=list)
+    problems: Problems = field(default_factory=Problems)
     notes: list[str] = field(default_factory=list)
-
-    def note(self, place: Stage | str, problem: str) -> None:
-        """Add a problem."""
-        self.problems.append(told(place, problem))
-
-    @contextmanager
-    def noting(self, place: Stage | str) -> Iterator[None]:
-        """A check; if it finds a problem, that is added, and what follows the block goes on."""
-        try:
-            yield
-        except InvalidInputError as error:
-            self.note(place, str(error))
-
-
-def told(place: Stage | str, problem: str) -> str:
-    """A problem with where it is."""
-    return f"{place if isinstance(place, str) else f'{place.where}: {place.name}'}: {problem}"
 
 
 def foresee(recipe: Recipe, standings: Standings, output: Path) -> Foreseen:
@@ -81,7 +63,7 @@ def foresee(recipe: Recipe, standings: Standings, output: Path) -> Foreseen:
     config = source.load_config()
     trained = rope = read_rope(config, source.folder(weights=False))
     for stage in recipe.stages:
-        with found.noting(stage):
+        with found.problems.noting(stage):
             match stage:
                 case SearchStage() if stage in left:
                     check_target(LoadedModel(source, trained, None, "", config), stage.settings.target_length)
@@ -98,11 +80,11 @@ def foresee(recipe: Recipe, standings: Standings, output: Path) -> Foreseen:
         planned = plan(recipe)
     except InvalidInputError as error:
         if not found.problems:  # otherwise the plan ends at a stage that was refused already
-            found.note("recipe", str(error))
+            found.problems.note("recipe", str(error))
         return found
     for stage in left:
         _check_plan(stage, planned, found)
-    Room(output).check_disk(recipe, planned, config, standings, found.note)
+    Room(output).check_disk(recipe, planned, config, standings, found.problems.note)
     return found
 
 
@@ -145,11 +127,11 @@ def _check_plan(stage: Stage, planned: Plan, found: Foreseen) -> None:
     notes = next(each.notes for each in planned.stages if each.name == stage.name)
     for line in notes:
         if line.startswith(_CANNOT):
-            found.note(stage, line.removeprefix(_CANNOT))
+            found.problems.note(stage, line.removeprefix(_CANNOT))
     too_much = misfit(stage, planned)
     if too_much is None:
         return
     if planned.device != "cpu" and stage.settings.execution.device in ("auto", "cuda"):
-        found.note(stage, too_much)
+        found.problems.note(stage, too_much)
     else:
         found.notes.append(told(stage, too_much))

@@ -137,10 +137,11 @@ def test_of_a_cluster_only_what_holds_on_all_machines_is_said(read: Read, tmp_pa
     assert names(seen(recipe, tmp_path / "run").problems) == ["finetune-128k"]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has GPUs of its own")
 def test_without_a_gpu_memory_for_texts_is_but_noted(
     read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(hardware, "free_host_memory", lambda: 2**34)
     monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**50))
     found = seen(read("finetune-128k.sp=1", "finetune-128k.offload=none"), tmp_path / "run")
