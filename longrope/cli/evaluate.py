@@ -324,8 +324,7 @@ def harness(
         chat_template=chat_template,
         metadata=o.json_object(metadata, "--metadata"),
     )
-    # The lengths are those of the windows that inputs can fall into, which are found with the model.
-    _run(_settings({**options, "lengths": "2"}), suite)
+    _run(_settings({**options, "lengths": ""}), suite)
 
 
 @evaluate.command()

@@ -22,7 +22,8 @@ class EvaluationSettings:
     Attributes:
         model: a folder or a hub id.
         output: folder that receives the journal, the records and the table.
-        lengths: in tokens; one, the longest that a text may have, for suites whose data decide the lengths.
+        lengths: in tokens; one, the longest that a text may have, for suites whose data decide the lengths, and none
+            for the harness, which measures in the windows that its inputs can fall into.
         factors: the factor JSON of the method ``longrope``.
         methods: names; the model as it is, or under ``factors`` where they are given, when empty.
         resume: go on with the run in ``output``.
@@ -32,7 +33,7 @@ class EvaluationSettings:
 
     model: str
     output: str
-    lengths: Lengths
+    lengths: Lengths = ()
     factors: str | None = None
     methods: tuple[str, ...] = ()
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
@@ -41,9 +42,7 @@ class EvaluationSettings:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        if not self.lengths:
-            raise SettingsError("there are no lengths to measure; give some, such as --lengths 4k,32k,128k")
-        if min(self.lengths) < 2:
+        if self.lengths and min(self.lengths) < 2:
             raise SettingsError(f"length {min(self.lengths)} has nothing to predict; give at least 2 tokens")
         object.__setattr__(self, "lengths", tuple(sorted(set(self.lengths))))
 

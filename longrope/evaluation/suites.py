@@ -72,8 +72,13 @@ def check_lengths(suite: SuiteSettings, lengths: Sequence[int]) -> None:
     """Refuse lengths that a suite cannot measure, whatever the model.
 
     Raises:
-        SettingsError: if the data decide how long texts are and there are several lengths, or if documents are shorter.
+        SettingsError: if there are none, or several where the data decide how long texts are, or if documents are
+            shorter.
     """
+    if isinstance(suite, HarnessSettings):
+        return
+    if not lengths:
+        raise SettingsError("there are no lengths to measure; give lengths, such as 4k,32k,128k")
     if isinstance(suite, PerplexitySettings):
         suite.tokens(lengths)
     kind = next(each for each in _KINDS.values() if each.settings is type(suite))
@@ -93,7 +98,6 @@ def evaluate(
     """Measure a model with one suite; see :func:`longrope.evaluation.run.evaluate`.
 
     Args:
-        settings: for the harness, its lengths are not asked: the windows that inputs can fall into are measured.
         suite: decides which suite it is.
         command: the command line that asked for this, for the record.
 
@@ -115,7 +119,7 @@ def suite_opener(settings: EvaluationSettings, suite: SuiteSettings) -> Callable
     """What makes the suite for a model; not of the harness, which first has to know the model.
 
     Raises:
-        SettingsError: if several lengths are given where the data decide them.
+        SettingsError: if the suite cannot measure the lengths, whatever the model.
     """
     kind = next(each for each in _KINDS.values() if each.settings is type(suite))
     check_lengths(suite, settings.lengths)

@@ -102,8 +102,8 @@ def _check_evaluation(stage: EvaluateStage, reach: int, exported: bool, refuse: 
     for method in (LONGROPE, LONG):
         if stage.model == ORIGINAL and method in settings.methods:
             raise refuse(f"measures the original model, which has no factors; leave method {method} away")
-    longest = max(settings.lengths)
-    if isinstance(stage.suite, HarnessSettings):  # which finds lengths itself
+    longest = max(settings.lengths, default=0)
+    if isinstance(stage.suite, HarnessSettings):
         longest = max(stage.suite.max_length or 0, *stage.suite.lengths, 0)
     if stage.model != ORIGINAL and reach and longest > reach:
         raise refuse(

@@ -230,7 +230,7 @@ class _Reader:
         resolve_place(suites, place)
         decided: dict[str, Any] = {**_DECIDED, "factors": None}
         if kind is HarnessSettings:
-            decided["lengths"] = (2,)  # found by the harness
+            decided["lengths"] = ()
         settings = read_as(EvaluationSettings, self._seeded(ours), "an evaluation", decided)
         suite = read_as(
             kind, suites, f"suite {name}", lacking="give it here, or those of all by data.evaluation.source"

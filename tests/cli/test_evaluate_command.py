@@ -100,6 +100,7 @@ def test_needles(longrope: Run, longer: Path, haystack: Path, tmp_path: Path) ->
         (("needle-perplexity", "--data", "HAYSTACK", "--samples", "2", "--lengths", "20"), "no room"),
         (("passkey", "--lengths", "16"), "no room"),
         (("passkey", "--lengths", "many"), "many"),
+        (("passkey", "--lengths", ","), "give lengths, such as"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(

@@ -205,7 +205,7 @@ EVALUATE = {
         "model 'base' is not known; use original, current, exported",
         "suite: passkey\nlengths: [1k]\nmodel: base",
     ),
-    "no lengths": ("an evaluation needs lengths", "suite: passkey"),
+    "no lengths": ("there are no lengths to measure", "suite: passkey"),
     "empty lengths": ("there are no lengths to measure", "suite: passkey\nlengths: []"),
     "a length of one token": ("length 1 has nothing to predict", "suite: passkey\nlengths: [1]"),
     "a length that is none": ("length '1g' is not", "suite: passkey\nlengths: [1g]"),
