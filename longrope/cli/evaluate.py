@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from longrope.cli import evaluation_options as e
 from longrope.cli import options as o
 from longrope.cli.shared import given_command, sharing
 from longrope.exceptions import SettingsError
@@ -28,138 +29,23 @@ class _Suites(TyperGroup):
 
 evaluate = typer.Typer(cls=_Suites, help="Measure a model, as it is or under factors.", no_args_is_help=True)
 
-_PERPLEXITY, _DATA = "Perplexity", "Data"
-_Lengths = Annotated[str, typer.Option("--lengths", help="Lengths to measure: 4k,32k,128k.", metavar="LENGTHS")]
-_Factors = Annotated[
-    str | None, typer.Option("--factors", help="Factors or a schedule (JSON), the method longrope.", metavar="FILE")
-]
-_Methods = Annotated[
-    str,
-    typer.Option(
-        help="none, pi, ntk, dynamic-ntk, yarn, longrope, long (the longest window at every length), hf (what plain "
-        "transformers reads in the config); comma-separated (longrope where factors are given, or none)."
-    ),
-]
-_Protocol = Annotated[
-    str,
-    typer.Option(
-        help="full: each length is the context of the same last tokens; sliding: windows of the length over the whole "
-        "document.",
-        rich_help_panel=_PERPLEXITY,
-    ),
-]
-_Stride = Annotated[int, typer.Option(help="Tokens that a sliding window moves by.", rich_help_panel=_PERPLEXITY)]
-_Last = Annotated[
-    int,
-    typer.Option(
-        help="Tokens at the end of a document that count under full (all that the shortest length predicts).",
-        show_default=False,
-        rich_help_panel=_PERPLEXITY,
-    ),
-]
-_DocumentLength = Annotated[
-    str, typer.Option(help="Tokens of each document (the longest length).", rich_help_panel=_DATA, metavar="LENGTH")
-]
-_Digits = Annotated[int, typer.Option(help="Digits of the hidden number.")]
-_Samples = Annotated[int, typer.Option(help="Documents.", rich_help_panel=_DATA)]
-_MaxLength = Annotated[
-    str,
-    typer.Option(
-        "--max-length",
-        help="Most tokens of a prompt and its answer: 32k. Prompts that are longer are cut, and counted.",
-        metavar="LENGTH",
-    ),
-]
-_Records = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        help="Records: a .jsonl or .parquet file, a folder of them, or a Hugging Face dataset id.",
-        metavar="PATH",
-        rich_help_panel=_DATA,
-    ),
-]
-_Drawn = Annotated[int, typer.Option(help="Records to draw (all where there are fewer).", rich_help_panel=_DATA)]
-_MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of an answer.")]
-_ChatTemplate = Annotated[bool, typer.Option("--chat-template", help="Put prompts into the tokenizer's chat template.")]
-
-
-def _field(of: str) -> Any:
-    """The option that names a field of the records."""
-    return typer.Option(help=f"Field of {of}.", metavar="NAME", rich_help_panel=_DATA)
-
 
 @evaluate.callback()
 def _evaluate() -> None:
     """Measure a model, as it is or under factors."""
 
 
-def _shared(
-    model: o.Model,
-    lengths: _Lengths,
-    output: o.Output,
-    factors: _Factors = None,
-    methods: _Methods = "",
-    model_revision: o.ModelRevision = None,
-    seed: o.Seed = 0,
-    workers: o.Workers = None,
-    threads_per_worker: o.ThreadsPerWorker = 1,
-    gpus_per_worker: o.GpusPerWorker = None,
-    executor: o.Executor = "local",
-    ray_address: o.RayAddress = None,
-    resume: o.Resume = False,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    attn: o.Attn = "sdpa",
-    trust_remote_code: o.TrustRemoteCode = False,
-) -> None:
-    """The options of every suite."""
-
-
-def _documents(
-    data: o.Data,
-    field: o.Field = "text",
-    split: o.Split = "train",
-    revision: o.DataRevision = None,
-    config: o.DataConfig = None,
-    max_documents: o.MaxDocuments = None,
-    samples: _Samples = 10,
-    concatenate: o.Concatenate = False,
-) -> None:
-    """The options of suites that read long documents."""
-
-
-def _protocol(
-    protocol: _Protocol = "full",
-    stride: _Stride = 256,
-    last: _Last = 0,
-    document_length: _DocumentLength = "",
-) -> None:
-    """The options of perplexity."""
-
-
-def _records(
-    data: _Records,
-    samples: _Drawn = 100,
-    split: o.Split = "train",
-    revision: o.DataRevision = None,
-    config: o.DataConfig = None,
-    chat_template: _ChatTemplate = False,
-) -> None:
-    """The options of suites that ask about documents."""
-
-
 @evaluate.command()
-@sharing(_shared)
-@sharing(_documents)
-@sharing(_protocol)
+@sharing(e.shared_options)
+@sharing(e.document_options)
+@sharing(e.protocol_options)
 def perplexity(**options: Any) -> None:
     """Perplexity at several lengths, per token and per byte, with its spread over documents."""
     _run_perplexity(options)
 
 
 @evaluate.command()
-@sharing(_shared)
+@sharing(e.shared_options)
 def passkey(
     trials: Annotated[int, typer.Option(help="Texts at each length.")] = 10,
     introduction: Annotated[bool, typer.Option(help="Announce the pass key at the start, as in the paper.")] = True,
@@ -174,7 +60,7 @@ def passkey(
 
 
 @evaluate.command()
-@sharing(_shared)
+@sharing(e.shared_options)
 def needle(
     haystack: Annotated[
         str,
@@ -182,7 +68,7 @@ def needle(
             help="Real text to hide numbers in: a .txt, .md, .jsonl or .parquet file, a folder of them, or a Hugging "
             "Face dataset id.",
             metavar="PATH",
-            rich_help_panel=_DATA,
+            rich_help_panel=e.DATA,
         ),
     ],
     field: o.Field = "text",
@@ -190,7 +76,7 @@ def needle(
     revision: o.DataRevision = None,
     config: o.DataConfig = None,
     depth_interval: Annotated[float, typer.Option(help="Percent of the text from one depth to the next.")] = 10,
-    digits: _Digits = 7,
+    digits: e.Digits = 7,
     trials: Annotated[int, typer.Option(help="Texts at each length and depth.")] = 1,
     **options: Any,
 ) -> None:
@@ -212,22 +98,24 @@ def needle(
 
 
 @evaluate.command()
-@sharing(_shared)
-@sharing(_records)
+@sharing(e.shared_options)
+@sharing(e.record_options)
 def multi_document_qa(
-    lengths: _MaxLength,
+    lengths: e.MaxLength,
     documents: Annotated[
         str, typer.Option(help="Numbers of documents, the one with the answer included.")
     ] = "20,30,50,100",
     positions: Annotated[
         str, typer.Option(help="Where the one with the answer stands: start, middle, end, or 0 to 1.")
     ] = "0,0.5,1",
-    max_new_tokens: _MaxNewTokens = 100,
-    question_field: Annotated[str, _field("the question")] = "question",
-    answers_field: Annotated[str, _field("an answer, or a list of right ones")] = "answers",
-    contexts_field: Annotated[str, _field("all documents, marked by isgold or hasanswer")] = "ctxs",
-    document_field: Annotated[str, _field("the document with the answer, where there is no such list")] = "document",
-    distractors_field: Annotated[str, _field("a list of other documents beside it")] = "distractors",
+    max_new_tokens: e.MaxNewTokens = 100,
+    question_field: Annotated[str, e.field_of("the question")] = "question",
+    answers_field: Annotated[str, e.field_of("an answer, or a list of right ones")] = "answers",
+    contexts_field: Annotated[str, e.field_of("all documents, marked by isgold or hasanswer")] = "ctxs",
+    document_field: Annotated[
+        str, e.field_of("the document with the answer, where there is no such list")
+    ] = "document",
+    distractors_field: Annotated[str, e.field_of("a list of other documents beside it")] = "distractors",
     **options: Any,
 ) -> None:
     """Questions whose answer stands in one of many documents: exact match by number of documents and position."""
@@ -249,13 +137,13 @@ def multi_document_qa(
 
 
 @evaluate.command()
-@sharing(_shared)
-@sharing(_records)
+@sharing(e.shared_options)
+@sharing(e.record_options)
 def summarisation(
-    lengths: _MaxLength,
-    max_new_tokens: _MaxNewTokens = 512,
-    document_field: Annotated[str, _field("the document")] = "document",
-    summary_field: Annotated[str, _field("its summary")] = "summary",
+    lengths: e.MaxLength,
+    max_new_tokens: e.MaxNewTokens = 512,
+    document_field: Annotated[str, e.field_of("the document")] = "document",
+    summary_field: Annotated[str, e.field_of("its summary")] = "summary",
     prompt: Annotated[
         str, typer.Option(help="What is read, with {document} in it (the words of fine-tuning on chapter summaries).")
     ] = "",
@@ -279,7 +167,7 @@ def summarisation(
 
 
 @evaluate.command()
-@sharing(_shared)
+@sharing(e.shared_options)
 def harness(
     tasks: Annotated[
         str, typer.Option(help="Tasks, groups or tags of lm-evaluation-harness, or YAML files; comma-separated.")
@@ -328,9 +216,9 @@ def harness(
 
 
 @evaluate.command()
-@sharing(_shared)
-@sharing(_documents)
-def needle_perplexity(digits: _Digits = 7, **options: Any) -> None:
+@sharing(e.shared_options)
+@sharing(e.document_options)
+def needle_perplexity(digits: e.Digits = 7, **options: Any) -> None:
     """Perplexity of the answer to a question about the start of a long text (LongRoPE2)."""
     from longrope.evaluation.settings import NeedlePerplexitySettings
 
@@ -339,10 +227,10 @@ def needle_perplexity(digits: _Digits = 7, **options: Any) -> None:
     _run(settings, suite)
 
 
-@sharing(_shared)
-@sharing(_documents)
-@sharing(_protocol)
-def compare(methods: _Methods = "none,pi,ntk,dynamic-ntk,yarn,longrope", **options: Any) -> None:
+@sharing(e.shared_options)
+@sharing(e.document_options)
+@sharing(e.protocol_options)
+def compare(methods: e.Methods = "none,pi,ntk,dynamic-ntk,yarn,longrope", **options: Any) -> None:
     """One table of the perplexity of all methods."""
     _run_perplexity({**options, "methods": methods})
 
