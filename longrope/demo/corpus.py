@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 from longrope.files import write_text_atomically
 
 HELD_OUT_PERCENT = 25
-EVALUATION_PERCENT = 12
-"""Of the held-out modules: the longest ones."""
+LONG_PERCENT = 24
+"""Of the held-out modules: the longest ones, of which every other one is to judge by."""
 
 # Tests, installed packages, and modules that are generated tables rather than written text.
 EXCLUDED_FOLDERS = frozenset(
@@ -90,7 +90,7 @@ class Texts:
         training: modules that the embedded model was trained on.
         held_out: all others, which are
         search: those to choose factors by, and
-        evaluation: those to judge by: the longest ones.
+        evaluation: those to judge by: every other one of the longest, of which both need some.
     """
 
     training: Path
@@ -103,8 +103,8 @@ def write_texts(folder: Path) -> Texts:
     """Write the modules of this Python's standard library into ``folder``."""
     modules = list(standard_library())
     held_out = [module for module in modules if module.held_out]
-    by_length = sorted(held_out, key=lambda module: (len(module.text), module.path))
-    judged = {module.path for module in by_length[-(len(held_out) * EVALUATION_PERCENT // 100) :]}
+    by_length = sorted(held_out, key=lambda module: (-len(module.text), module.path))
+    judged = {module.path for module in by_length[: len(held_out) * LONG_PERCENT // 100 : 2]}
     parts = {
         "training": [module for module in modules if not module.held_out],
         "held_out": held_out,

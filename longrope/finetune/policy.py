@@ -36,16 +36,17 @@ def training_policy(rope: ModelRope, settings: FinetuneSettings) -> FactorSchedu
 def with_windows_ahead(policy: FactorSchedule, settings: FinetuneSettings) -> FactorSchedule:
     """The windows that are trained: those of the extended model, and those that ``settings.windows`` looks ahead to.
 
-    These have YaRN's factors over the longest of the model's. Trained on segments much shorter than they are, they
-    teach the model slower rotations before factors are searched for that length (YaRN itself trains 64k segments for
-    a window of 128k; arXiv 2309.00071, section 4.1). Their attention factor is that of the segments: a larger one
-    keeps attention sharp over more tokens, and those are not there yet.
+    These have YaRN's factors over those of the original length, in one step: the same in every stage that looks ahead
+    to a window, and a start of the search for it. Trained on segments much shorter than they are, they teach the model
+    slower rotations before factors are searched for that length (YaRN itself trains 64k segments for a window of 128k;
+    arXiv 2309.00071, section 4.1). Their attention factor is that of the segments: a larger one keeps attention sharp
+    over more tokens, and those are not there yet.
     """
     longest = policy.windows[-1]
-    trained = policy
+    trained, original = policy, policy.factors_for(longest.factors.original_length)
     for window in settings.windows:
         if window > longest.max_length:
-            ahead = yarn(longest.factors, window, attention_factor=longest.factors.attention_factor)
+            ahead = yarn(original, window, attention_factor=longest.factors.attention_factor)
             trained = trained.with_window(ahead)
     return trained
 

@@ -13,10 +13,12 @@ from longrope.lengths import format_length
 from longrope.model.rope_config import check_attention_span
 from longrope.rope.attention_factor import resolve
 from longrope.rope.factors import RopeFactors
+from longrope.rope.methods import yarn
+from longrope.rope.policy import FixedFactors
 from longrope.runs.model import LoadedModel, numeric_settings, open_model
 from longrope.runs.progress import Progress
 from longrope.runs.provenance import versions
-from longrope.search.baselines import both_attention_factors, published_baselines
+from longrope.search.baselines import Baseline, both_attention_factors, published_baselines
 from longrope.search.candidate import Candidate
 from longrope.search.comparison import (
     MethodResult,
@@ -153,10 +155,13 @@ def search_problem(model: LoadedModel, settings: SearchSettings, **fields: Any) 
         attention_factor=attention_factor,
     )
     published = published_baselines(rope, target)
+    # Composed step by step, YaRN interpolates pairs of middling speed less than in one step from the original length,
+    # which is what a model that was trained to look ahead knows. Without steps the two are the same.
+    at_once = Baseline("yarn", FixedFactors(yarn(rope.policy.factors_for(rope.original_length), target)))
     scores_all = settings.data.objective == PERPLEXITY  # and not only the end, of which no prefix has a part
     seeds = [
         baseline.with_attention_factor(attention_factor).at(target)
-        for baseline in published
+        for baseline in (*published, at_once)
         if baseline.name in ("pi", "ntk", "yarn")
     ]
     return Problem(

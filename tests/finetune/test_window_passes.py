@@ -15,9 +15,7 @@ from longrope.finetune.prepare import extend_model
 from longrope.model.attach import attached
 from longrope.model.rope_config import read_rope
 from longrope.rope.attention_factor import su
-from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import yarn
-from longrope.rope.policy import load_factors
 
 EXACT = Precision("fp32", torch.float32, None)
 
@@ -63,9 +61,7 @@ def test_windows_ahead_are_trained_and_not_kept(
     assert [each.max_length for each in policy.windows] == [WINDOW, 4 * WINDOW]
     assert trained.windows[:-1] == policy.windows
     factors = trained.factors_for(ahead)
-    given = load_factors(settings.factors)
-    assert isinstance(given, RopeFactors)
-    assert factors.lambdas == yarn(given, ahead).lambdas
+    assert factors.lambdas == yarn(read_rope(model.config).identity(), ahead).lambdas
     assert factors.attention_factor == 1.2
     ids = rows(1, LENGTH)
     with attached(model.eval(), factors), torch.no_grad():

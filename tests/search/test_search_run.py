@@ -364,22 +364,26 @@ def extended(finished: SearchReport, model_folder: Path, tmp_path_factory: pytes
     return folder
 
 
-def test_a_second_stage_starts_from_the_present_factors(extended: Path, documents_file: Path, tmp_path: Path) -> None:
+def test_a_second_stage_starts_from_the_present_factors_and_from_yarn_at_once(
+    extended: Path, documents_file: Path, tmp_path: Path
+) -> None:
     given = settings(extended, documents_file, tmp_path / "run", target_length=256)
     report, pool = search_in_process(given)
-    present = open_model(str(extended), given.execution).rope.present
+    rope = open_model(str(extended), given.execution).rope
+    present = rope.present
     assert present.target_length == 128
     assert max(present.lambdas) > 1
 
     factor = report.factors.attention_factor
     assert factor == present.attention_factor  # the model may have been trained with it
     seeds = [Candidate(method(present, 256).lambdas, 0, factor) for method in (linear, ntk, yarn)]
+    seeds.append(Candidate(yarn(rope.identity(), 256).lambdas, 0, factor))
     asked = list(dict.fromkeys(task.candidate for task in pool.asked))[: len(seeds)]
     for seed, candidate in zip(seeds, asked, strict=True):
         assert candidate.lambdas == pytest.approx(seed.lambdas, abs=0.005001)
         assert (candidate.n_hat, candidate.attention_factor) == (0, factor)
     assert (report.factors.original_length, report.factors.target_length) == (64, 256)
-    assert report.solution.result().search <= min(report.solution.scores[:3])
+    assert report.solution.result().search <= min(report.solution.scores[:4])
     assert record(report)["provenance"]["present"]["window"] == 128
 
 
