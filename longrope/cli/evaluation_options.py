@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from longrope.cli import options as o
+from longrope.cli.shared import sharing
 
 PERPLEXITY, DATA = "Perplexity", "Data"
 Lengths = Annotated[str, typer.Option("--lengths", help="Lengths to measure: 4k,32k,128k.", metavar="LENGTHS")]
@@ -69,6 +70,7 @@ def field_of(of: str) -> Any:
     return typer.Option(help=f"Field of {of}.", metavar="NAME", rich_help_panel=DATA)
 
 
+@sharing(o.execution_options)
 def shared_options(
     model: o.Model,
     lengths: Lengths,
@@ -77,16 +79,7 @@ def shared_options(
     methods: Methods = "",
     model_revision: o.ModelRevision = None,
     seed: o.Seed = 0,
-    workers: o.Workers = None,
-    threads_per_worker: o.ThreadsPerWorker = 1,
-    gpus_per_worker: o.GpusPerWorker = None,
-    executor: o.Executor = "local",
-    ray_address: o.RayAddress = None,
-    resume: o.Resume = False,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    attn: o.Attn = "sdpa",
-    trust_remote_code: o.TrustRemoteCode = False,
+    **options: Any,
 ) -> None:
     """The options of every suite."""
 

@@ -93,6 +93,21 @@ TrustRemoteCode = Annotated[
 Factors = Annotated[str, typer.Option("--factors", help="Factors or a schedule (JSON).", metavar="FILE")]
 
 
+def execution_options(
+    workers: Workers = None,
+    threads_per_worker: ThreadsPerWorker = 1,
+    gpus_per_worker: GpusPerWorker = None,
+    executor: Executor = "local",
+    ray_address: RayAddress = None,
+    resume: Resume = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    attn: Attn = "sdpa",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """The options of every command that scores texts; see :func:`execution_settings`."""
+
+
 def data_settings(options: dict[str, Any]) -> DataSettings:
     """Data settings from a command's options by their Python names."""
     from longrope.search.settings import DataSettings

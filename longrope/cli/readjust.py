@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from longrope.cli import options as o
+from longrope.cli.shared import sharing
 
 
+@sharing(o.execution_options)
 def readjust(
     model: o.Model,
     windows: Annotated[str, typer.Option(help="Short windows to search at: 4k,8k.", metavar="LENGTHS")],
@@ -41,19 +43,10 @@ def readjust(
     attention_factor: Annotated[
         str, typer.Option(help="present (that of the long factors), su, yarn, none or a number.")
     ] = "present",
-    workers: o.Workers = None,
-    threads_per_worker: o.ThreadsPerWorker = 1,
-    gpus_per_worker: o.GpusPerWorker = None,
-    executor: o.Executor = "local",
-    ray_address: o.RayAddress = None,
-    resume: o.Resume = False,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    attn: o.Attn = "sdpa",
-    trust_remote_code: o.TrustRemoteCode = False,
+    **options: Any,
 ) -> None:
     """Search factors for short windows of an extended model and add them to its schedule."""
-    options = dict(locals())
+    options = {**locals(), **options}
     from longrope.cli.outcome import print_readjust
     from longrope.cli.progress import ConsoleProgress
     from longrope.lengths import parse_lengths
@@ -70,7 +63,7 @@ def readjust(
         algorithm=o.algorithm_settings(options),
         seed=seed,
         revision=model_revision,
-        resume=resume,
+        resume=options["resume"],
     )
     with ConsoleProgress() as progress:
         report = run_readjust(settings, progress)

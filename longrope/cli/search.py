@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from longrope.cli import options as o
+from longrope.cli.shared import sharing
 
 
+@sharing(o.execution_options)
 def search(
     model: o.Model,
     target_length: Annotated[str, typer.Option(help="Tokens to extend to: 4096, 128k, 2m.", metavar="LENGTH")],
@@ -49,19 +51,10 @@ def search(
             rich_help_panel="Search",
         ),
     ] = "auto",
-    workers: o.Workers = None,
-    threads_per_worker: o.ThreadsPerWorker = 1,
-    gpus_per_worker: o.GpusPerWorker = None,
-    executor: o.Executor = "local",
-    ray_address: o.RayAddress = None,
-    resume: o.Resume = False,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    attn: o.Attn = "sdpa",
-    trust_remote_code: o.TrustRemoteCode = False,
+    **options: Any,
 ) -> None:
     """Search rescale factors for a longer window: a model goes in, a factor JSON comes out."""
-    options = dict(locals())
+    options = {**locals(), **options}
     from longrope.cli.outcome import print_search, write_search_plots
     from longrope.cli.progress import ConsoleProgress
     from longrope.lengths import parse_length
@@ -77,7 +70,7 @@ def search(
         algorithm=o.algorithm_settings(options),
         seed=seed,
         revision=model_revision,
-        resume=resume,
+        resume=options["resume"],
     )
     with ConsoleProgress() as progress:
         report = run_search(settings, progress)
