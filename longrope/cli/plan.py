@@ -65,10 +65,11 @@ def _print(found: Plan) -> None:
     from rich.table import Table
 
     from longrope.cli.outcome import console
+    from longrope.finetune.estimate import format_count
 
     on_gpus = found.device != "cpu"
     of = f"{found.devices} x {found.device}" if on_gpus else "a CPU"
-    title = f"{found.recipe}: {found.model}, {found.parameters / 1e9:.3g}B parameters, on {of}"
+    title = f"{found.recipe}: {found.model}, {format_count(found.parameters)} parameters, on {of}"
     drawn = Table()
     drawn.add_column("stage", no_wrap=True)
     costs = ("GPUs", "time", "GPU-hours", "GPU memory") if on_gpus else ("workers", "time", "host memory")

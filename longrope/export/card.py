@@ -11,16 +11,33 @@ from longrope import __version__
 from longrope.export.recipe import method, model_name, recipe
 from longrope.export.serving import serving
 from longrope.export.two_lists import TwoLists
-from longrope.export.weights import NewWeights
 from longrope.files import write_text_atomically
 from longrope.lengths import format_length
+from longrope.model.load import ModelSource
 from longrope.rope.policy import FactorSchedule
 
 CARD_FILE = "README.md"
 ORIGINAL_CARD_FILE = "README.original.md"
 _MARK = "<!-- This card was written by longrope"
+_RESULTS = "## Results"
+_NEXT = "## Windows"
 _CARRIED = ("license", "license_name", "license_link", "language")
 _PAPER = "[LongRoPE](https://arxiv.org/abs/2402.13753)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What the card tells of weights that are not simply those of the exported model.
+
+    Attributes:
+        source: the model that the work began with.
+        told: a sentence on what was done to its weights.
+        command: the command line, after ``longrope``, that makes the folder again.
+    """
+
+    source: ModelSource
+    told: str
+    command: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,30 +47,26 @@ class Card:
     Attributes:
         name: what stands for the folder in titles and commands.
         model: the folder or hub id of the model.
-        revision: its commit on the hub.
         source: the local folder of the model, with its own card.
         config: the transformers config.
         schedule: what sequences are to use.
         lists: what engines with two lists read.
         losses: what plain transformers does differently.
         code: whether the folder holds the modeling file.
-        weights: whether it holds the weights of the model.
-        options: those of ``longrope apply`` beside the model, the factors and the output.
-        new_weights: what took the place of the model's weights, if anything did.
+        told: a sentence on the weights.
+        command: the command line, after ``longrope``, that makes the folder again.
     """
 
     name: str
     model: str
-    revision: str | None
     source: Path
     config: Any
     schedule: FactorSchedule
     lists: TwoLists
     losses: tuple[str, ...]
     code: bool
-    weights: bool
-    options: str
-    new_weights: NewWeights | None = None
+    told: str
+    command: str
 
 
 def write_card(card: Card, folder: Path) -> None:
@@ -62,6 +75,19 @@ def write_card(card: Card, folder: Path) -> None:
     if own.is_file() and _MARK not in own.read_text(encoding="utf-8", errors="replace"):
         shutil.copyfile(own, folder / ORIGINAL_CARD_FILE)
     write_text_atomically(folder / CARD_FILE, _text(card, folder))
+
+
+def put_results(folder: Path, results: str) -> None:
+    """Put a section of results before the windows of the card in ``folder``, in place of one that it has.
+
+    A card that is not as :func:`write_card` left it, edited by its owner, stays as it is.
+    """
+    path = folder / CARD_FILE
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    head, found, rest = text.partition(f"\n{_NEXT}\n")
+    if _MARK in text and found:
+        head = head.partition(f"\n{_RESULTS}\n")[0]
+        write_text_atomically(path, f"{head}\n{_RESULTS}\n\n{results}\n{found}{rest}")
 
 
 def _text(card: Card, folder: Path) -> str:
@@ -74,12 +100,12 @@ def _text(card: Card, folder: Path) -> str:
         f"{_MARK} {__version__}. -->",
         f"# {card.name}",
         f"{shown} with a context window of {window} tokens: its rotary position embedding is rescaled by factors of "
-        f"{_PAPER}. It was pretrained on {original} tokens. {_weights(card)}",
+        f"{_PAPER}. It was pretrained on {original} tokens. {card.told}",
     ]
     if (folder / ORIGINAL_CARD_FILE).exists():
         parts.append(f"The model's own card is [{ORIGINAL_CARD_FILE}]({ORIGINAL_CARD_FILE}).")
     parts += [
-        "## Windows",
+        _NEXT,
         "A sequence uses the first window that holds it, from its first token on. n_hat start tokens keep their plain "
         "angles, the attention factor multiplies cosine and sine, and lambda divides the frequencies. All numbers are "
         "in `longrope.json`.",
@@ -89,17 +115,9 @@ def _text(card: Card, folder: Path) -> str:
         "## How the factors were made",
         *recipe(card.schedule),
         "## This folder again",
-        f"    {_command(card)}",
+        f"    longrope {card.command}",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _weights(card: Card) -> str:
-    if card.new_weights is not None:
-        return card.new_weights.told
-    if card.weights:
-        return "The weights are those of the model, unchanged."
-    return "This folder holds no weights: lay its files over those of the model."
 
 
 def _windows(schedule: FactorSchedule) -> str:
@@ -114,14 +132,6 @@ def _windows(schedule: FactorSchedule) -> str:
             f"{factors.lambdas[0]:g} to {factors.lambdas[-1]:g} | {method(factors)} |"
         )
     return "\n".join(lines)
-
-
-def _command(card: Card) -> str:
-    if card.new_weights is not None:
-        return f"longrope {card.new_weights.command}"
-    revision = f" --model-revision {card.revision}" if card.revision else ""
-    options = f" {card.options}" if card.options else ""
-    return f"longrope apply {model_name(card.model)}{revision} --factors longrope.json{options} --output FOLDER"
 
 
 def _metadata(card: Card, base: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from longrope.exceptions import SettingsError
+from longrope.export.card import Origin
 from longrope.export.huggingface import Exported, export_folder
 from longrope.export.weights import NewWeights, write_weights
 from longrope.model.load import ModelSource
@@ -57,13 +58,9 @@ def save_extended(
     missing = sorted(set(model.state_dict()) - set(weights) - set(model.all_tied_weights_keys))
     assert not missing, f"the given weights lack {missing[0]}"
     dtype = dtype or _saved_dtype(source) or model.dtype
-    new = NewWeights(
-        write=partial(write_weights, model, state_dict=weights, dtype=dtype),
-        dtype=dtype,
-        told=told,
-        command=command,
-    )
-    return export_folder(source, schedule, output, code=code, new_weights=new)
+    new = NewWeights(write=partial(write_weights, model, state_dict=weights, dtype=dtype), dtype=dtype)
+    origin = Origin(source=source, told=told, command=command)
+    return export_folder(source, schedule, output, code=code, new_weights=new, origin=origin)
 
 
 def as_schedule(policy: RopePolicy | RopeFactors, source: ModelSource) -> FactorSchedule:

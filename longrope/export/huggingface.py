@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from longrope.exceptions import FactorsError, SettingsError, UnsupportedModelError
-from longrope.export.card import CARD_FILE, Card, write_card
+from longrope.export.card import CARD_FILE, Card, Origin, write_card
 from longrope.export.code import CODE_FILE, add_code, remove_code
 from longrope.export.config import CONFIG_FORMATS, set_longrope, to_v4, v4_losses
 from longrope.export.folder import refuse_occupied, whole_folder
 from longrope.export.n_hat import without_n_hat as flat
+from longrope.export.recipe import model_name
 from longrope.export.two_lists import two_lists
 from longrope.export.weights import INDEX_FILE, WEIGHTS_SUFFIX, NewWeights, is_foreign, weight_files
 from longrope.files import write_text_atomically
@@ -60,6 +61,7 @@ def export_folder(
     copy: bool = False,
     name: str | None = None,
     new_weights: NewWeights | None = None,
+    origin: Origin | None = None,
 ) -> Exported:
     """Write ``output``: config, weights, tokenizer, the schedule in longrope.json, and a model card.
 
@@ -79,6 +81,7 @@ def export_folder(
         copy: copy the weights even where they could be hard-linked.
         name: what the card calls the folder, for example its future hub id; the folder's own name when not given.
         new_weights: take the place of the model's weights, for example after training.
+        origin: what the card tells of the weights, where they are not simply those of ``source``.
 
     Raises:
         FactorsError: if the factors do not fit the model, or need n_hat.
@@ -116,19 +119,20 @@ def export_folder(
     weights = weight_files(folder) if own_weights else []
     if new_weights is not None and new_weights.dtype is not None:
         config.dtype = new_weights.dtype
+    if origin is None:
+        options = _options(short_window, single_list, attention_factor, config_format, code, config_only)
+        origin = _unchanged(source, bool(weights), options)
     card = Card(
         name=name or output.resolve().name,
-        model=source.name,
-        revision=source.revision,
-        source=folder,
+        model=origin.source.name,
+        source=folder if origin.source == source else origin.source.folder(weights=False),
         config=config,
         schedule=schedule,
         lists=lists,
         losses=losses,
         code=code,
-        weights=bool(weights),
-        options=_options(short_window, single_list, attention_factor, config_format, code, config_only),
-        new_weights=new_weights,
+        told=origin.told,
+        command=origin.command,
     )
     with whole_folder(output) as written, _quiet_transformers():
         if code:
@@ -176,6 +180,19 @@ def _schedule(rope: ModelRope, factors: RopeFactors | FactorSchedule) -> FactorS
             f"{format_length(rope.original_length)} tokens; use factors searched on this model"
         )
     return rope.extended_by(factors) if isinstance(factors, RopeFactors) else factors
+
+
+def _unchanged(source: ModelSource, weights: bool, options: str) -> Origin:
+    """What the card tells of a model that only gets factors."""
+    revision = f" --model-revision {source.revision}" if source.revision else ""
+    chosen = f" {options}" if options else ""
+    return Origin(
+        source=source,
+        told="The weights are those of the model, unchanged."
+        if weights
+        else "This folder holds no weights: lay its files over those of the model.",
+        command=f"apply {model_name(source.name)}{revision} --factors longrope.json{chosen} --output FOLDER",
+    )
 
 
 def _options(

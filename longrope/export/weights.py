@@ -30,14 +30,10 @@ class NewWeights:
     Attributes:
         write: writes the safetensors files, and their index, into the folder it is given.
         dtype: what the config is to say of them; None where that does not change.
-        told: a sentence of the model card on where they come from.
-        command: the command line, after ``longrope``, that makes the folder again.
     """
 
     write: Callable[[Path], None]
     dtype: torch.dtype | None
-    told: str
-    command: str
 
 
 def is_foreign(path: Path) -> bool:

@@ -83,8 +83,8 @@ def describe(found: Estimate) -> list[str]:
     memory, settings, hardware = found.memory, found.settings, found.hardware
     trained = found.shape.trained(settings.method, settings.adapter.train_embeddings_and_norms)
     lines = [
-        f"parameters: {_count(found.shape.parameters)}, trained: {_count(trained)}; tokens of the run: "
-        f"{_count(found.tokens)}"
+        f"parameters: {format_count(found.shape.parameters)}, trained: {format_count(trained)}; tokens of the run: "
+        f"{format_count(found.tokens)}"
     ]
     for where, parts, total, free in (
         ("each GPU", memory.device, memory.device_bytes, hardware.memory),
@@ -122,11 +122,14 @@ def check_fits(found: Estimate) -> None:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as people say them: ``45 s``, ``12 min``, ``5.5 h``, ``3.2 days``."""
+    """Seconds as people say them: ``45 s``, ``2 min 24 s``, ``12 min``, ``5.5 h``, ``3.2 days``."""
     for size, name in ((86400.0, "days"), (3600.0, "h")):
         if seconds >= size * 1.5:
             return f"{seconds / size:.1f} {name}"
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+    if seconds >= 600:
+        return f"{seconds / 60:.0f} min"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _fits(found: Estimate) -> bool:
@@ -225,7 +228,8 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.1f} GiB" if abs(size) >= GIB / 10 else f"{size / 2**20:.0f} MiB"
 
 
-def _count(number: float) -> str:
+def format_count(number: float) -> str:
+    """A count in three digits: ``5.34M``, ``6.74B``."""
     for size, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g}{name}"

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from longrope.exceptions import FactorsError, SettingsError, UnsupportedModelError
+from longrope.export.card import Origin
 from longrope.export.folder import refuse_occupied
 from longrope.export.huggingface import Exported, export_folder
 from longrope.export.recipe import model_name
@@ -174,13 +175,13 @@ def merge(
             stacklevel=2,
         )
     wanted = None if dtype == "auto" else DTYPES[dtype]
-    new = NewWeights(
-        write=partial(_write, trained, model, config, wanted),
-        dtype=wanted,
+    new = NewWeights(write=partial(_write, trained, model, config, wanted), dtype=wanted)
+    origin = Origin(
+        source=source,
         told="The weights are those of the model with a LoRA adapter folded in, trained under the factors.",
         command=f"merge {folder.name} --base {model_name(source.name)} --dtype {dtype} --output FOLDER",
     )
-    return export_folder(source, policy, output, without_n_hat, code=code, new_weights=new)
+    return export_folder(source, policy, output, without_n_hat, code=code, new_weights=new, origin=origin)
 
 
 def _write(adapter: Adapter, model: Path, config: Any, dtype: torch.dtype | None, output: Path) -> None:

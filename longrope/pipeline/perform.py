@@ -12,6 +12,7 @@ from typing import Any
 from longrope.evaluation.methods import HF, LONG, LONGROPE
 from longrope.evaluation.suites import evaluate
 from longrope.exceptions import UnsupportedModelError
+from longrope.export.card import Origin
 from longrope.export.huggingface import export_folder
 from longrope.export.weights import weight_files
 from longrope.files import write_text_atomically
@@ -262,6 +263,7 @@ def _export(stage: ExportStage, point: Point, folder: Path, recipe: str, progres
             code=code,
             config_only=settings.config_only,
             copy=settings.copy,
+            origin=_origin(stage, point),
         )
         for loss in exported.losses:
             progress.note(f"note: {'without trust_remote_code, ' if code else ''}{loss}")
@@ -269,6 +271,20 @@ def _export(stage: ExportStage, point: Point, folder: Path, recipe: str, progres
     schedule = load_factors(folder / SCHEDULE_FILE)
     assert isinstance(schedule, FactorSchedule)
     return {"folder": str(folder), "windows": [format_length(each.max_length) for each in schedule.windows]}
+
+
+def _origin(stage: ExportStage, point: Point) -> Origin:
+    """What the card tells of the weights: the model that the recipe began with, and the way from there."""
+    whose = "those of the model, unchanged"
+    if point.model != point.original:
+        whose = f"those of the model, trained further by the recipe in [{RECIPE_FILE}]({RECIPE_FILE})"
+    return Origin(
+        source=ModelSource(point.original, point.original_revision, trust_remote_code=point.trust_remote_code),
+        told=f"This folder holds no weights: lay its files over {whose}."
+        if stage.settings.config_only
+        else f"The weights are {whose}.",
+        command=f"extend {RECIPE_FILE} --output RUN",
+    )
 
 
 def _execution(stage: SearchStage | ReadjustStage | EvaluateStage, point: Point) -> ExecutionSettings:

@@ -13,6 +13,7 @@ import yaml
 
 from longrope.evaluation.settings import DocumentSettings
 from longrope.exceptions import OtherRunError, SettingsError
+from longrope.export.card import put_results
 from longrope.files import write_text_atomically
 from longrope.pipeline.foreseen import foresee
 from longrope.pipeline.inputs import model_source, stage_inputs
@@ -31,6 +32,7 @@ from longrope.pipeline.standing import (
     standings,
 )
 from longrope.pipeline.state import DONE, FAILED, LOCK_FILE, RUNNING, RunState, StageState, is_at_work, last_sign
+from longrope.pipeline.summary import results_section
 from longrope.runs.locks import FolderLock
 from longrope.runs.progress import Progress
 
@@ -195,6 +197,8 @@ def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress, chan
         state.finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         state.save(folder)
     exported = None if point.exported is None else Path(point.exported)
+    if exported is not None:
+        put_results(exported, results_section(state))
     return ExtendReport(folder, state, exported, page if page.exists() else _write_report(folder, progress))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from longrope.export.recipe import inline
 from longrope.lengths import format_length
 from longrope.pipeline.stages import CURRENT, EXPORTED, ORIGINAL
 from longrope.pipeline.state import RunState, StageState
@@ -40,6 +41,23 @@ def perplexity_table(state: RunState) -> pd.DataFrame:
             found.setdefault(row["method"], {})[format_length(row["length"])] = row.get("perplexity")
         rows += [{"stage": name, "model": model, "method": method, **values} for method, values in found.items()]
     return pd.DataFrame(rows)
+
+
+def results_section(state: RunState) -> str:
+    """What came out of every stage, and the perplexities, in Markdown for the card of the exported model."""
+    lines = ["| stage | what | result |", "|---|---|---|"]
+    for name, stage in state.stages.items():
+        lines.append(f"| {name} | {inline(stage.told)} | {inline(result_of(stage))} |")
+    measured = perplexity_table(state)
+    if measured.empty:
+        return "\n".join(lines)
+    lengths = [name for name in measured.columns if name not in ("stage", "model", "method")]
+    lines += ["", "Perplexity by the context's length, as these stages measured it:", ""]
+    lines += [f"| stage | model | method | {' | '.join(lengths)} |", f"|---|---|---|{'---:|' * len(lengths)}"]
+    for row in measured.to_dict("records"):
+        figures = " | ".join("-" if pd.isna(row[length]) else f"{row[length]:.4g}" for length in lengths)
+        lines.append(f"| {row['stage']} | {row['model']} | {row['method']} | {figures} |")
+    return "\n".join(lines)
 
 
 def _search(results: dict[str, Any]) -> str:

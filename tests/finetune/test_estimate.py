@@ -193,7 +193,17 @@ def test_duration_covers_what_others_reached() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(45, "45 s"), (89, "89 s"), (600, "10 min"), (7000, "1.9 h"), (200000, "2.3 days")]
+    ("seconds", "said"),
+    [
+        (45, "45 s"),
+        (89.4, "89 s"),
+        (90, "1 min 30 s"),
+        (143.6, "2 min 24 s"),
+        (599, "9 min 59 s"),
+        (600, "10 min"),
+        (7000, "1.9 h"),
+        (200000, "2.3 days"),
+    ],
 )
 def test_durations(seconds: float, said: str) -> None:
     assert format_duration(seconds) == said

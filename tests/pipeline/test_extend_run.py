@@ -19,6 +19,7 @@ from longrope.cli.outcome import print_status
 from longrope.data.documents import read_documents
 from longrope.data.samples import draw_samples
 from longrope.exceptions import DataError, RunExistsError
+from longrope.export.card import put_results
 from longrope.pipeline.dry_run import dry_run
 from longrope.pipeline.inputs import stage_inputs
 from longrope.pipeline.perform import is_there
@@ -56,6 +57,36 @@ def test_a_run_does_its_stages_in_their_order(whole: Whole) -> None:
     searched = load_factors(whole.folder / "search-256" / "factors.json")
     assert schedule.windows[-1].factors.lambdas == searched.lambdas
     assert (whole.folder / "export" / "recipe.yaml").read_text() == (whole.folder / "recipe.yaml").read_text()
+
+
+def test_the_card_tells_of_the_model_that_the_recipe_began_with_and_of_the_results(whole: Whole) -> None:
+    card = (whole.folder / "export" / "README.md").read_text()
+    began = Path(read_recipe(whole.recipe).model.name)
+    assert f"`{began.name}` with a context window of 256 tokens" in card
+    assert "trained further by the recipe in [recipe.yaml](recipe.yaml)" in card
+    assert "longrope extend recipe.yaml --output RUN" in card
+    assert "unchanged" not in card
+    results = card.partition("\n## Results\n")[2].partition("\n## Windows\n")[0]
+    state = open_state(whole.folder)
+    for name, stage in state.stages.items():
+        assert f"| {name} | {stage.told} | " in results
+    served = state.stages["served"].results["table"]
+    figures = " | ".join(f"{row['perplexity']:.4g}" for row in served)
+    assert f"| served | exported | hf | {figures} |" in results
+
+
+def test_results_go_into_a_card_as_it_was_written_and_into_no_other(whole: Whole, tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    written = (whole.folder / "export" / "README.md").read_text()
+    card.write_text(written)
+    put_results(tmp_path, "other results")
+    changed = card.read_text()
+    assert changed.count("## Results") == 1
+    assert "other results\n\n## Windows\n" in changed
+    assert changed.partition("## Windows")[2] == written.partition("## Windows")[2]
+    card.write_text("# Mine\n\n## Windows\n")
+    put_results(tmp_path, "other results")
+    assert card.read_text() == "# Mine\n\n## Windows\n"
 
 
 def test_the_exported_folder_measures_as_plain_transformers_computes_it(whole: Whole, documents_file: Path) -> None:
@@ -186,8 +217,13 @@ def renamed(whole: Whole, path: Path, names: dict[str, str]) -> Path:
 def test_a_stage_keeps_its_results_under_another_name(whole: Whole, run: Path, names: dict[str, str]) -> None:
     _, seen = carry_out(read_recipe(renamed(whole, run.parent / "renamed.yaml", names)), run)
     assert seen.ran == []
+    card = (run / "export" / "README.md").read_text()
     for name in STAGES:
-        assert tree(run / names.get(name, name)) == tree(whole.folder / name)
+        now, before = tree(run / names.get(name, name)), tree(whole.folder / name)
+        if name == "export":  # whose card names the stages
+            assert now.pop("README.md") != before.pop("README.md")
+        assert now == before
+        assert f"\n| {names.get(name, name)} | " in card
     state = open_state(run)
     assert list(state.stages) == [names.get(name, name) for name in STAGES]
     assert [stage.state for stage in state.stages.values()] == [DONE] * len(STAGES)
