@@ -67,7 +67,9 @@ def finetune(
         int, typer.Option(help="Segments that a process holds at a time.", rich_help_panel=_MEMORY)
     ] = 1,
     seed: Annotated[int, typer.Option(help="Decides the order of the data.", rich_help_panel=_TRAINING)] = 0,
-    method: Annotated[str, typer.Option(help="full, lora or qlora.", rich_help_panel=_METHOD)] = "full",
+    method: Annotated[
+        str, typer.Option(help="full, attention (its projections only), lora or qlora.", rich_help_panel=_METHOD)
+    ] = "full",
     lora_rank: Annotated[int, typer.Option(help="Rank of the adapters.", rich_help_panel=_METHOD)] = 8,
     lora_alpha: Annotated[int, typer.Option(help="Adapters are scaled by alpha / rank.", rich_help_panel=_METHOD)] = 16,
     lora_targets: Annotated[

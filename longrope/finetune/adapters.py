@@ -19,7 +19,8 @@ from longrope.exceptions import SettingsError
 from longrope.export.extended import as_schedule
 from longrope.export.folder import whole_folder
 from longrope.files import let_others_read
-from longrope.finetune.settings import AdapterSettings
+from longrope.finetune.attention_projections import attention_projections
+from longrope.finetune.settings import ADAPTERS, AdapterSettings
 from longrope.model.load import ModelSource, fingerprint
 from longrope.model.rope_config import SCHEDULE_FILE
 from longrope.rope.factors import RopeFactors
@@ -28,7 +29,6 @@ from longrope.rope.policy import RopePolicy
 BASE_KEY = "longrope_base_fingerprint"
 """What the metadata of the adapter file calls the fingerprint of the model that was trained."""
 ALL_LINEAR = "all-linear"
-_ATTENTION = ("self_attn", "attention")  # what transformers calls a layer's attention
 _NAME = "default"  # PEFT's, which it leaves out of names in files
 
 
@@ -54,7 +54,7 @@ def add_adapters(
     Raises:
         SettingsError: if PEFT is not installed, or the model lacks the layers named.
     """
-    assert method in ("lora", "qlora"), method
+    assert method in ADAPTERS, method
     if find_spec("peft") is None:
         raise SettingsError(f"method {method} needs PEFT; pip install 'longrope[finetune]', or use --method full")
     from peft import LoraConfig, get_peft_model
@@ -97,12 +97,10 @@ def targets(model: Any, settings: AdapterSettings) -> tuple[str, ...]:
     Raises:
         SettingsError: if the model has no linear layer of a name asked for.
     """
-    decoder = model.base_model
-    linear = [name.split(".") for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)]
     if settings.targets == AdapterSettings().targets:
-        found = {parts[-1] for parts in linear if len(parts) > 1 and parts[-2] in _ATTENTION}
-        return tuple(sorted(found))
-    names = {parts[-1] for parts in linear}
+        return tuple(sorted({name.rsplit(".", 1)[-1] for name in attention_projections(model)}))
+    layers = model.base_model.named_modules()
+    names = {name.rsplit(".", 1)[-1] for name, module in layers if isinstance(module, torch.nn.Linear)}
     if settings.targets == (ALL_LINEAR,):
         return tuple(sorted(names))
     unknown = [name for name in settings.targets if name not in names]

@@ -140,7 +140,7 @@ def _fits(found: Estimate) -> bool:
 def _advice(found: Estimate) -> str:
     """What to change: first what leaves the result as it is, then the method, the length at last."""
     starts = [found.settings]
-    if found.settings.method == "full":
+    if not found.settings.adapts:
         starts.append(replace(found.settings, method="lora"))
     lengths = (found.settings.seq_length >> halvings for halvings in range(1, 32))
     starts += [replace(found.settings, seq_length=length, group=0) for length in lengths if length >= _SHORTEST]

@@ -29,13 +29,15 @@ class TrainingFlops:
     @classmethod
     def of(cls, shape: ModelShape, settings: FinetuneSettings) -> TrainingFlops:
         """Of ``global_batch`` segments of ``seq_length`` tokens."""
-        length, full = settings.seq_length, settings.method == "full"
+        length = settings.seq_length
         linear = 2.0 * shape.layers * (shape.attention + shape.mlp) * length
         head = 2.0 * shape.head * length
         attention = forward_attention(shape, settings)
-        head_trained = full or settings.adapter.train_embeddings_and_norms
-        model = (3 if full else 2) * linear + (3 if head_trained else 2) * head + 3 * attention
-        if not full:
+        model = (3 if settings.method == "full" else 2) * linear + (3 if settings.trains_head else 2) * head
+        model += 3 * attention
+        if settings.method == "attention":
+            model += 2.0 * shape.projections * length
+        elif settings.adapts:
             model += 3 * 2.0 * shape.adapters * length
         again = head + (linear + attention if settings.memory.checkpoint_activations else 0)
         return cls(model * settings.global_batch, (model + again) * settings.global_batch)

@@ -77,16 +77,16 @@ class _Numbers:
             return cls(2, 2, 2, 2)
         # Without DeepSpeed what is trained is float32, and autocast casts it. Float32 embeddings make float32 hidden
         # states; adapters see to it that they do not.
-        return cls(2, 4, 4, 4) if settings.method == "full" else cls(2, 2, 4, 2)
+        return cls(2, 2, 4, 2) if settings.adapts else cls(2, 4, 4, 4)
 
 
 def _states(
     memory: Memory, shape: ModelShape, settings: FinetuneSettings, hardware: Hardware, numbers: _Numbers
 ) -> None:
     """Weights, gradients and what the optimizer keeps of each trained weight."""
-    zero, devices, full = settings.zero or 0, hardware.devices, settings.method == "full"
+    zero, devices = settings.zero or 0, hardware.devices
     trained = shape.trained(settings.method, settings.adapter.train_embeddings_and_norms)
-    if full:
+    if not settings.adapts:
         weights = float(numbers.trained * shape.parameters)
     else:
         frozen = float(numbers.frozen * shape.parameters)
@@ -141,7 +141,7 @@ def _activations(
     positions = min(options.tile_loss or max(_LOGITS // shape.vocabulary, 16), tokens)
     # Log-probabilities and two gradients in float32, and the last in the dtype of the logits.
     loss = positions * shape.vocabulary * (12 if numbers.passes == 4 else 12 + numbers.passes) + 2 * stream
-    head_trained = settings.method == "full" or settings.adapter.train_embeddings_and_norms
+    head_trained = settings.trains_head
     if head_trained:
         loss += 4 * shape.head  # the sum over tiles of the weight's gradients
     at_work = {"one layer at work": working, "logits at work": loss}
@@ -165,10 +165,15 @@ def _layer(
     passes, hidden, full = numbers.passes, shape.hidden, settings.method == "full"
     at_once = min(settings.memory.tile_mlp or tokens, tokens)
     # Two norms compute in float32: of their inputs, the one that is float32 already is kept anyway.
-    norms = (4 if numbers.hidden == 4 else 8) + 2 * numbers.hidden
+    norms = 4 if numbers.hidden == 4 else 8
+    if settings.method != "attention":  # which trains the norms: of what they make, too
+        norms += 2 * numbers.hidden
     # What linear layers read, if a gradient of a weight needs it; autocast, or PEFT, casts it for each of them.
     if full:
         inputs = 2 * passes if numbers.hidden == passes else 5 * passes
+    elif settings.method == "attention":
+        inputs = passes if numbers.hidden == passes else 3 * passes
+        inputs += numbers.hidden if at_once < tokens else 0
     else:
         inputs = passes if numbers.trained == numbers.frozen else 4 * passes
         inputs += numbers.hidden if at_once < tokens else 0

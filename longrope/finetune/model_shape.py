@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from longrope.finetune.adapters import embeddings_and_norms, targets
+from longrope.finetune.attention_projections import attention_projections
 from longrope.finetune.sequence_parallel import local_window
 from longrope.finetune.settings import AdapterSettings
 
@@ -29,6 +30,7 @@ class ModelShape:
         mlp: parameters of one layer's MLP that a token passes through, averaged over the layers.
         layer: parameters of the largest layer, all experts counted.
         linear: parameters of all linear layers but the output projection, all experts counted.
+        projections: parameters of the projections of attention, all layers.
         adapters: parameters of the low-rank adapters.
         in_full: parameters of embeddings and norms.
         tied: whether the output projection is the input embedding.
@@ -47,6 +49,7 @@ class ModelShape:
     mlp: float
     layer: int
     linear: int
+    projections: int
     adapters: int
     in_full: int
     tied: bool
@@ -61,6 +64,8 @@ class ModelShape:
         """Parameters that get gradients."""
         if method == "full":
             return self.parameters
+        if method == "attention":
+            return self.projections
         return self.adapters + (self.in_full if embeddings_and_norms else 0)
 
     @classmethod
@@ -83,6 +88,7 @@ class ModelShape:
         layers = list(model.base_model.layers)
         active = [_active(layer.mlp, config) for layer in layers]
         linear = [each for layer in layers for each in layer.modules() if isinstance(each, torch.nn.Linear)]
+        trained = attention_projections(model).values()
         names = set(targets(model, adapter))
         adapted = [
             module
@@ -111,6 +117,7 @@ class ModelShape:
             mlp=sum(active) / len(active),
             layer=max(sum(each.numel() for each in layer.parameters()) for layer in layers),
             linear=sum(each.weight.numel() for each in linear),
+            projections=sum(each.numel() for layer in trained for each in layer.parameters()),
             adapters=sum(adapter.rank * (each.in_features + each.out_features) for each in adapted),
             in_full=sum(in_full.values()),
             tied=bool(config.tie_word_embeddings),

@@ -56,7 +56,7 @@ def choose_precision(settings: FinetuneSettings, device: str) -> Precision:
     half = _DTYPES[name]
     if name == "fp32":
         return Precision(name, torch.float32, None)
-    if settings.zero == 0 and settings.method == "full":
+    if settings.zero == 0 and not settings.adapts:
         return Precision(name, torch.float32, half)
     return Precision(name, half, half if settings.zero == 0 else None)
 

@@ -9,6 +9,7 @@ import torch
 
 from longrope.finetune.activation_checkpointing import checkpoint_activations
 from longrope.finetune.adapters import add_adapters, quantization
+from longrope.finetune.attention_projections import train_only_attention
 from longrope.finetune.precision import Precision
 from longrope.finetune.settings import FinetuneSettings
 from longrope.finetune.shifted_sparse import ShiftedSparseAttention, use_shifted_sparse
@@ -81,7 +82,9 @@ def extend_model(
     if memory.checkpoint_activations:
         checkpoint_activations(model, memory.offload_activations)
     trained = model
-    if settings.method != "full":
+    if settings.method == "attention":
+        train_only_attention(model)
+    elif settings.adapts:
         kept = torch.float32 if settings.zero == 0 else precision.weights
         trained = add_adapters(model, settings.adapter, settings.method, trained_dtype=kept)
     return PreparedModel(model, trained, attachment, passes, sparse)

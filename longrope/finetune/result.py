@@ -32,9 +32,11 @@ def save_result(
     # Under ZeRO 3 every process gives its part. Elsewhere the model holds its weights itself.
     gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped) if settings.zero == 3 else None
     if trainer.is_world_process_zero():
-        output = folder / (MODEL if settings.method == "full" else ADAPTER)
+        output = folder / (ADAPTER if settings.adapts else MODEL)
         shutil.rmtree(output, ignore_errors=True)  # of a run that was resumed when it was done
-        if settings.method == "full":
+        if settings.adapts:
+            save_adapter(prepared.trained, source, policy, output, state_dict=gathered)
+        else:
             save_extended(
                 prepared.model,
                 source,
@@ -43,8 +45,6 @@ def save_result(
                 state_dict=gathered,
                 dtype=torch.float32 if prepared.model.dtype == torch.float32 and not _autocast(trainer) else None,
             )
-        else:
-            save_adapter(prepared.trained, source, policy, output, state_dict=gathered)
     trainer.accelerator.wait_for_everyone()
 
 

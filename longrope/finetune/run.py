@@ -86,7 +86,7 @@ def finetune(
     device = launching.choose_device()
     plan = launching.resolve(torch.cuda.device_count() if device == "cuda" else 0, settings.zero)
     folder, lock = Path(settings.output).resolve(), lock_of(settings)
-    result = folder / (MODEL if settings.method == "full" else ADAPTER)
+    result = folder / (ADAPTER if settings.adapts else MODEL)
 
     def prepare() -> bool:
         """Whether the run is done already."""

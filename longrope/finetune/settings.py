@@ -12,7 +12,8 @@ from longrope.exceptions import SettingsError
 from longrope.schema import STRICT, Length, Lengths, TileLength
 
 SCHEDULES = ("linear", "cosine", "constant")
-METHODS = ("full", "lora", "qlora")
+METHODS = ("full", "attention", "lora", "qlora")
+ADAPTERS = ("lora", "qlora")
 ATTENTIONS = ("full", "shifted-sparse")
 KERNELS = ("auto", "sdpa", "flash_attention_2", "flash_attention_3")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
@@ -116,7 +117,8 @@ class FinetuneSettings:
         offload: what ZeRO keeps in host memory: ``none``, ``optimizer``, or ``all`` (the parameters too).
         sp: processes that share one sequence (DeepSpeed Ulysses).
         precision: ``auto`` is bf16 where the GPU has it, fp16 on an older one, fp32 on a CPU.
-        method: ``full``, ``lora`` or ``qlora``.
+        method: ``full``; ``attention``: the projections of attention in full, and nothing else, which learns other
+            positions and leaves the rest of the model as it is; ``lora`` or ``qlora``.
         attention: ``full``, or LongLoRA's ``shifted-sparse`` while training.
         group: tokens of an attention group of shifted-sparse; a quarter of the segment when 0.
         kernel: what computes attention; ``auto`` takes FlashAttention where it is installed and the GPU has it.
@@ -206,6 +208,16 @@ class FinetuneSettings:
     def trained_windows(self) -> tuple[int, ...]:
         """Lengths whose windows are trained, in turn."""
         return self.windows or (self.seq_length,)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether adapters around the model are trained, and not weights of its own."""
+        return self.method in ADAPTERS
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the output projection is trained."""
+        return self.method == "full" or (self.adapts and self.adapter.train_embeddings_and_norms)
 
     def to_json(self) -> str:
         """The settings as a JSON object."""

@@ -26,18 +26,18 @@ def training_bytes(shape: ModelShape, config: Any, settings: FinetuneSettings) -
     Args:
         settings: with a definite precision and stage of ZeRO.
     """
-    full = settings.method == "full"
     trained = shape.trained(settings.method, settings.adapter.train_embeddings_and_norms)
     moments = 8.0 * trained
-    if settings.zero:  # the weights twice: for Trainer, and by DeepSpeed, which adds a copy in float32
+    weights = trained if settings.adapts else shape.parameters  # PEFT leaves frozen ones out
+    if settings.zero:  # the weights twice: for Trainer, and by DeepSpeed, which adds a copy of trained ones in float32
         number = 4 if settings.precision == "fp32" else 2
-        checkpoint = moments + 4.0 * trained + 2 * number * trained
+        checkpoint = moments + 4.0 * trained + 2 * number * weights
     else:
-        checkpoint = moments + 4.0 * trained
+        checkpoint = moments + 4.0 * weights
     saves = settings.steps if not settings.save_steps else min(settings.save_steps, settings.steps)
     kept = min(settings.save_limit + 1, -(-settings.steps // saves))
     number = 4 if settings.precision == "fp32" else saved_bytes(config)
-    adapter = 0 if full else (2 if settings.zero else 4) * trained  # which is folded into the model
+    adapter = (2 if settings.zero else 4) * trained if settings.adapts else 0  # which is folded into the model
     return kept * checkpoint + float(number * shape.parameters + adapter)
 
 

@@ -82,7 +82,7 @@ def after(stage: Stage, point: Point, folder: Path) -> Point:
     if isinstance(stage, (SearchStage, ReadjustStage)):
         return replace(point, factors=str(folder / FACTORS_FILE))
     if isinstance(stage, FinetuneStage):
-        model = folder / (MODEL if stage.settings.method == "full" else MERGED)
+        model = folder / (MERGED if stage.settings.adapts else MODEL)
         return replace(point, model=str(model), revision=None, factors=None)
     if isinstance(stage, ExportStage):
         return replace(point, exported=str(folder))
@@ -94,7 +94,7 @@ def is_there(stage: Stage, folder: Path) -> bool:
     if isinstance(stage, EvaluateStage):
         return (folder / "results.json").exists()
     if isinstance(stage, FinetuneStage):
-        return is_whole(folder / (MODEL if stage.settings.method == "full" else MERGED))
+        return is_whole(folder / (MERGED if stage.settings.adapts else MODEL))
     if isinstance(stage, ExportStage):
         return is_whole(folder, weights=not stage.settings.config_only)
     return (folder / FACTORS_FILE).exists()
@@ -166,15 +166,15 @@ def _search(stage: SearchStage, point: Point, folder: Path, progress: Progress) 
 
 
 def _finetune(stage: FinetuneStage, point: Point, folder: Path, progress: Progress) -> dict[str, Any]:
-    factors, full = _training_factors(stage, point, folder), stage.settings.method == "full"
-    for result in (folder / (MODEL if full else ADAPTER), folder / MERGED):  # which are made again of what is there
+    factors, adapts = _training_factors(stage, point, folder), stage.settings.adapts
+    for result in (folder / (ADAPTER if adapts else MODEL), folder / MERGED):  # which are made again of what is there
         if not is_whole(result, "adapter_config.json" if result.name == ADAPTER else CONFIG):
             shutil.rmtree(result, ignore_errors=True)
     settings = replace(
         stage.settings, model=point.model, revision=point.revision, factors=str(factors), output=str(folder)
     )
     report = finetune(settings, stage.launch, resume=True, tell=progress.note)
-    if not full and not (folder / MERGED).exists():
+    if adapts and not (folder / MERGED).exists():
         progress.note("folding the adapter into the model")
         trained = load_factors(folder / ADAPTER / SCHEDULE_FILE)
         windows = trained.windows if isinstance(trained, FactorSchedule) else (Window(trained.target_length, trained),)

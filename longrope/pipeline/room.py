@@ -61,7 +61,7 @@ class Room:
         """
         disk = {stage.name: stage.disk for stage in planned.stages}
         for stage in recipe.stages:
-            if isinstance(stage, FinetuneStage) and stage.settings.method != "full":  # adapters are folded in after it
+            if isinstance(stage, FinetuneStage) and stage.settings.adapts:  # adapters are folded in after it
                 disk[stage.name] += planned.parameters * saved_bytes(config)
             elif isinstance(stage, ExportStage) and self._links(stage, recipe):
                 disk[stage.name] = 0.0

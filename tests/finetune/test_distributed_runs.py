@@ -32,7 +32,17 @@ WAYS = {
     "zero 2, sp 2": {"zero": 2, "sp": 2},
     "zero 3, sp 2": {"zero": 3, "sp": 2},
 }
-MIXED = {"windows": (WINDOW // 2, LENGTH), "attention_factor": "shared"}
+KINDS: dict[str, dict[str, Any]] = {
+    "": {},
+    "mixed": {"windows": (WINDOW // 2, LENGTH), "attention_factor": "shared"},
+    "attention": {"method": "attention"},
+}
+
+
+def split(way: str) -> tuple[str, str]:
+    """What is trained, and how."""
+    kind, _, rest = way.partition(" ")
+    return (kind, rest) if kind in KINDS else ("", way)
 
 
 def cases(*often: str, slow: tuple[str, ...]) -> list[Any]:
@@ -51,8 +61,8 @@ def settings_of(
 
     def settings(way: str, name: str) -> FinetuneSettings:
         own = folder / name.replace(" ", "-").replace(",", "")
-        options = WAYS[way.removeprefix("mixed ")] | (MIXED if way.startswith("mixed") else {})
-        return tiny_settings(own, model_folder, documents_file, held_out=held_out, **options)
+        kind, how = split(way)
+        return tiny_settings(own, model_folder, documents_file, held_out=held_out, **WAYS[how], **KINDS[kind])
 
     return settings
 
@@ -100,11 +110,11 @@ def started(settings: FinetuneSettings, resume: bool = False) -> Path:
         "zero 3",
         "zero 2, sp 2",
         "mixed zero 3, sp 2",
-        slow=("zero 1", "zero 3, sp 2", "mixed ddp", "mixed zero 2, sp 2"),
+        slow=("zero 1", "zero 3, sp 2", "mixed ddp", "mixed zero 2, sp 2", "attention ddp", "attention zero 3, sp 2"),
     ),
 )
 def test_every_way_trains_the_same(way: str, uninterrupted: Callable[[str], Path]) -> None:
-    one = "mixed one" if way.startswith("mixed") else "one"
+    one = f"{split(way)[0]} one".strip()
     alone, shared = history(uninterrupted(one)), history(uninterrupted(way))
     assert len(alone) == STEPS
     for quantity in ("loss", "grad_norm"):

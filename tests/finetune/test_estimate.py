@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from longrope.exceptions import SettingsError
 from longrope.finetune.activation_checkpointing import checkpoint_activations
 from longrope.finetune.adapters import add_adapters
+from longrope.finetune.attention_projections import train_only_attention
 from longrope.finetune.estimate import Estimate, check_fits, describe, estimate, format_duration
 from longrope.finetune.flops import TrainingFlops, forward_attention
 from longrope.finetune.hardware import Hardware, free_host_memory, peak_flops
@@ -73,6 +74,10 @@ def test_trained_parameters_are_those_that_adapters_leave_trainable(model_type: 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert shape.trained("full") == shape.parameters == sum(each.numel() for each in model.parameters())
+    train_only_attention(model)
+    alone = {name: each.numel() for name, each in model.named_parameters() if each.requires_grad}
+    assert shape.trained("attention") == sum(alone.values())
+    assert all(".self_attn." in name or ".attention." in name for name in alone)
     adapted = add_adapters(model, adapter, "lora")
     trained = {name: each.numel() for name, each in adapted.named_parameters() if each.requires_grad}
     assert shape.trained("lora") == sum(trained.values())
@@ -141,6 +146,8 @@ def test_frozen_weights_need_no_gradients() -> None:
     saved = 2.0 * 32 * (SHAPE.attention + SHAPE.mlp) * 4096 * 8
     adapters = 3 * 2.0 * SHAPE.adapters * 4096 * 8
     assert lora.model == pytest.approx(full.model - saved + adapters)
+    alone = TrainingFlops.of(SHAPE, chosen(4096, method="attention"))
+    assert alone.model == pytest.approx(full.model - 2.0 * (32 * SHAPE.mlp + SHAPE.head) * 4096 * 8)
     plain = AdapterSettings(train_embeddings_and_norms=False)
     assert TrainingFlops.of(SHAPE, chosen(4096, method="lora", adapter=plain)).model < lora.model
     kept = TrainingFlops.of(SHAPE, chosen(4096, memory=MemorySettings(checkpoint_activations=False)))
@@ -221,6 +228,9 @@ def test_durations(seconds: float, said: str) -> None:
         ("lora", 3, 0, 2),
         ("full", 3, 64, 4),
         ("lora", 0, 64, 4),
+        ("attention", 0, 0, 4),
+        ("attention", 3, 0, 2),
+        ("attention", 3, 64, 4),
     ],
 )
 def test_what_a_layer_saves_is_what_autograd_saves(method: str, zero: int, tile: int, kv_heads: int) -> None:
@@ -238,7 +248,9 @@ def test_what_a_layer_saves_is_what_autograd_saves(method: str, zero: int, tile:
     model = AutoModelForCausalLM.from_config(config).to(dtypes[numbers.frozen])
     if tile:
         tile_mlp(model, tile)
-    if method == "lora":
+    if method == "attention":
+        train_only_attention(model)
+    elif method == "lora":
         add_adapters(model, given.adapter, "lora", trained_dtype=dtypes[numbers.trained])
     hidden = torch.randn(1, tokens, 256, dtype=dtypes[numbers.hidden], requires_grad=True)
     cos, sin = model.model.rotary_emb(hidden, torch.arange(tokens)[None])
@@ -271,6 +283,8 @@ def test_what_a_layer_saves_is_what_autograd_saves(method: str, zero: int, tile:
         ("full", "bf16", 3, MemorySettings(tile_loss=128, tile_mlp=128), 1),
         ("lora", "bf16", 0, MemorySettings(tile_loss=128), 1),
         ("lora", "fp32", 0, MemorySettings(tile_loss=512, tile_mlp=128), 1),
+        ("attention", "bf16", 0, MemorySettings(tile_loss=128), 2),
+        ("attention", "bf16", 3, MemorySettings(tile_loss=128, checkpoint_activations=False), 1),
     ],
 )
 def test_tensors_of_a_step_take_what_was_estimated(
@@ -293,7 +307,9 @@ def test_tensors_of_a_step_take_what_was_estimated(
         tile_mlp(model, memory.tile_mlp)
     if memory.checkpoint_activations:
         checkpoint_activations(model)
-    if method == "lora":
+    if method == "attention":
+        train_only_attention(model)
+    elif method == "lora":
         add_adapters(model, given.adapter, "lora", trained_dtype=dtypes[numbers.trained])
     model.train()
     ids = torch.arange(tokens)[None] % 300
@@ -362,7 +378,7 @@ def test_a_cpu_holds_the_parts_of_all_processes() -> None:
 @settings(max_examples=40)
 @given(
     st.sampled_from([8192, 32768, 131072]),
-    st.sampled_from([("full", 0), ("full", 3), ("lora", 0), ("lora", 2), ("qlora", 2)]),
+    st.sampled_from([("full", 0), ("full", 3), ("attention", 3), ("lora", 0), ("lora", 2), ("qlora", 2)]),
     st.sampled_from(["checkpoint", "offload", "tile_mlp", "tile_loss", "sp", "shorter"]),
 )
 def test_what_saves_memory_never_costs_memory(length: int, how: tuple[str, int], change: str) -> None:
@@ -443,7 +459,7 @@ def test_sequence_parallelism_is_advised_only_where_it_can_be() -> None:
 
 @given(
     st.sampled_from([2048, 16384, 65536, 262144]),
-    st.sampled_from(["full", "lora", "qlora"]),
+    st.sampled_from(["full", "attention", "lora", "qlora"]),
     st.integers(0, 2),
     st.sampled_from([1, 2, 8]),
     st.sampled_from([16, 40, 80]),

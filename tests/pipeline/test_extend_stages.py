@@ -119,6 +119,14 @@ def test_adapters_under_factors_of_a_file_are_folded_into_the_model(
         assert all(torch.equal(weight, merged[name]) for name, weight in again.items())
 
 
+def test_attention_is_trained_and_nothing_else(train: Train, model_folder: Path) -> None:
+    run = train("seq_length: 128, method: attention, factors: {method: yarn}, name: attention")
+    trained, base = (load_file(each / "model.safetensors") for each in (run / "attention" / "model", model_folder))
+    changed = {name for name, weight in trained.items() if not torch.equal(weight, base[name])}
+    assert changed == {name for name in trained if "self_attn" in name}
+    assert len(changed) == 4 * len({name.split(".")[2] for name in changed})
+
+
 def test_a_raised_base_reaches_the_exported_model_and_the_report_tells_of_every_stage(train: Train) -> None:
     run = train("seq_length: 128, factors: {method: abf, rope_theta: 50000}", report=write_report)
     windows = schedule(run / "export" / "longrope.json").windows
