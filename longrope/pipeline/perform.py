@@ -236,7 +236,7 @@ def _evaluate(stage: EvaluateStage, point: Point, folder: Path, progress: Progre
         output=str(folder),
         resume=True,
     )
-    report = evaluate(settings, stage.suite, progress)
+    report = evaluate(settings, stage.suite, progress, ("longrope", "extend", RECIPE_FILE))
     return {"suite": stage.suite_name, "table": [_plain(row) for row in report.table.to_dict("records")]}
 
 
