@@ -19,8 +19,7 @@ from longrope.rope.policy import FactorSchedule
 CARD_FILE = "README.md"
 ORIGINAL_CARD_FILE = "README.original.md"
 _MARK = "<!-- This card was written by longrope"
-_RESULTS = "## Results"
-_NEXT = "## Windows"
+_RESULTS, _END = "<!-- results of the run -->", "<!-- end of results -->"
 _CARRIED = ("license", "license_name", "license_link", "language")
 _PAPER = "[LongRoPE](https://arxiv.org/abs/2402.13753)"
 
@@ -33,11 +32,13 @@ class Origin:
         source: the model that the work began with.
         told: a sentence on what was done to its weights.
         command: the command line, after ``longrope``, that makes the folder again.
+        measured: whether the card has a section for results, which :func:`put_results` fills.
     """
 
     source: ModelSource
     told: str
     command: str
+    measured: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ class Card:
         code: whether the folder holds the modeling file.
         told: a sentence on the weights.
         command: the command line, after ``longrope``, that makes the folder again.
+        measured: whether there is a section for results.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Card:
     code: bool
     told: str
     command: str
+    measured: bool
 
 
 def write_card(card: Card, folder: Path) -> None:
@@ -78,16 +81,20 @@ def write_card(card: Card, folder: Path) -> None:
 
 
 def put_results(folder: Path, results: str) -> None:
-    """Put a section of results before the windows of the card in ``folder``, in place of one that it has.
+    """Put results between the marks that the card in ``folder`` has for them, and leave all else as it is.
 
-    A card that is not as :func:`write_card` left it, edited by its owner, stays as it is.
+    A card without the marks, or of another encoding, is somebody else's and stays.
     """
     path = folder / CARD_FILE
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    head, found, rest = text.partition(f"\n{_NEXT}\n")
-    if _MARK in text and found:
-        head = head.partition(f"\n{_RESULTS}\n")[0]
-        write_text_atomically(path, f"{head}\n{_RESULTS}\n\n{results}\n{found}{rest}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return
+    head, begins, rest = text.partition(_RESULTS)
+    _, ends, tail = rest.partition(_END)
+    changed = f"{head}{_RESULTS}\n\n{results}\n\n{_END}{tail}"
+    if begins and ends and changed != text:
+        write_text_atomically(path, changed)
 
 
 def _text(card: Card, folder: Path) -> str:
@@ -104,8 +111,10 @@ def _text(card: Card, folder: Path) -> str:
     ]
     if (folder / ORIGINAL_CARD_FILE).exists():
         parts.append(f"The model's own card is [{ORIGINAL_CARD_FILE}]({ORIGINAL_CARD_FILE}).")
+    if card.measured:
+        parts += ["## Results", f"{_RESULTS}\n\nThe run has not ended yet.\n\n{_END}"]
     parts += [
-        _NEXT,
+        "## Windows",
         "A sequence uses the first window that holds it, from its first token on. n_hat start tokens keep their plain "
         "angles, the attention factor multiplies cosine and sine, and lambda divides the frequencies. All numbers are "
         "in `longrope.json`.",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from longrope.exceptions import SettingsError
 from longrope.export.card import Origin
 from longrope.export.huggingface import Exported, export_folder
+from longrope.export.kept_weights import keep_untrained
 from longrope.export.weights import NewWeights, write_weights
 from longrope.model.load import ModelSource
 from longrope.model.rope_config import read_rope
@@ -28,6 +28,7 @@ def save_extended(
     *,
     state_dict: Mapping[str, torch.Tensor] | None = None,
     dtype: torch.dtype | None = None,
+    trained: Collection[str] | None = None,
     told: str = "The weights were fine-tuned under the factors.",
     command: str = "finetune ...",
 ) -> Exported:
@@ -42,6 +43,8 @@ def save_extended(
         policy: what it was trained under.
         state_dict: its weights by name, for example gathered from partitions; its own where not given.
         dtype: of the written weights; that of the source's config where not given, or else the model's.
+        trained: what names of trained weights end with; all others are taken from the files of ``source``, which
+            training in another dtype may have rounded. None where all were trained.
         told: a sentence of the model card on where the weights come from.
         command: the command line, after ``longrope``, that makes the folder again.
 
@@ -58,7 +61,13 @@ def save_extended(
     missing = sorted(set(model.state_dict()) - set(weights) - set(model.all_tied_weights_keys))
     assert not missing, f"the given weights lack {missing[0]}"
     dtype = dtype or _saved_dtype(source) or model.dtype
-    new = NewWeights(write=partial(write_weights, model, state_dict=weights, dtype=dtype), dtype=dtype)
+
+    def write(folder: Path) -> None:
+        write_weights(model, folder, weights, dtype)
+        if trained is not None:
+            keep_untrained(folder, source.folder(), trained)
+
+    new = NewWeights(write=write, dtype=dtype)
     origin = Origin(source=source, told=told, command=command)
     return export_folder(source, schedule, output, code=code, new_weights=new, origin=origin)
 

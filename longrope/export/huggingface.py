@@ -133,6 +133,7 @@ def export_folder(
         code=code,
         told=origin.told,
         command=origin.command,
+        measured=origin.measured,
     )
     with whole_folder(output) as written, _quiet_transformers():
         if code:

@@ -166,7 +166,7 @@ def _layer(
     at_once = min(settings.memory.tile_mlp or tokens, tokens)
     # Two norms compute in float32: of their inputs, the one that is float32 already is kept anyway.
     norms = 4 if numbers.hidden == 4 else 8
-    if settings.method != "attention":  # which trains the norms: of what they make, too
+    if settings.method != "attention":  # of what they make too, for the gradients of their weights
         norms += 2 * numbers.hidden
     # What linear layers read, if a gradient of a weight needs it; autocast, or PEFT, casts it for each of them.
     if full:

@@ -10,11 +10,17 @@ import torch
 
 from longrope.export.extended import save_extended
 from longrope.finetune.adapters import save_adapter
+from longrope.finetune.attention_projections import attention_projections
 from longrope.finetune.prepare import PreparedModel
 from longrope.finetune.run_record import ADAPTER, MODEL
 from longrope.finetune.settings import FinetuneSettings
 from longrope.model.load import ModelSource
 from longrope.rope.policy import FactorSchedule
+
+_TOLD = {
+    "full": "The weights were fine-tuned under the factors.",
+    "attention": "The projections of attention were fine-tuned under the factors; all other weights are the model's.",
+}
 
 
 def save_result(
@@ -43,9 +49,17 @@ def save_result(
                 policy,
                 output,
                 state_dict=gathered,
+                trained=_trained(prepared.model) if settings.method == "attention" else None,
+                told=_TOLD[settings.method],
                 dtype=torch.float32 if prepared.model.dtype == torch.float32 and not _autocast(trainer) else None,
             )
     trainer.accelerator.wait_for_everyone()
+
+
+def _trained(model: Any) -> list[str]:
+    """What the names of the weights end with that ``attention`` trains."""
+    layers = attention_projections(model).items()
+    return [f"{name}.{parameter}" for name, layer in layers for parameter, _ in layer.named_parameters()]
 
 
 def _autocast(trainer: Any) -> bool:

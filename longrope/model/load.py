@@ -23,7 +23,8 @@ from longrope.model.architectures import ARCHITECTURES
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
-_NEEDED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
+_CARDS = ["README.md", "LICENSE*", "NOTICE*", "USE_POLICY*"]  # which exported folders carry on
+_NEEDED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py", *_CARDS]
 _FOREIGN = ["consolidated*", "*/*"]  # the same weights once more, in the form of other programs
 _AVAILABLE: dict[str, Callable[[], bool]] = {
     "cpu": lambda: True,

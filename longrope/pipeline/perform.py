@@ -284,6 +284,7 @@ def _origin(stage: ExportStage, point: Point) -> Origin:
         if stage.settings.config_only
         else f"The weights are {whose}.",
         command=f"extend {RECIPE_FILE} --output RUN",
+        measured=True,
     )
 
 

@@ -18,7 +18,16 @@ from longrope.files import write_text_atomically
 from longrope.pipeline.foreseen import foresee
 from longrope.pipeline.inputs import model_source, stage_inputs
 from longrope.pipeline.perform import RECIPE_FILE, Point, after, perform
-from longrope.pipeline.stages import EvaluateStage, FinetuneStage, ReadjustStage, Recipe, SearchStage, Stage
+from longrope.pipeline.stages import (
+    EXPORTED,
+    EvaluateStage,
+    ExportStage,
+    FinetuneStage,
+    ReadjustStage,
+    Recipe,
+    SearchStage,
+    Stage,
+)
 from longrope.pipeline.standing import (
     REPLACED,
     TEXTS,
@@ -197,9 +206,30 @@ def _run(recipe: Recipe, state: RunState, folder: Path, progress: Progress, chan
         state.finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         state.save(folder)
     exported = None if point.exported is None else Path(point.exported)
-    if exported is not None:
-        put_results(exported, results_section(state))
-    return ExtendReport(folder, state, exported, page if page.exists() else _write_report(folder, progress))
+    report = ExtendReport(folder, state, exported, page if page.exists() else _write_report(folder, progress))
+    _tell_results(recipe, state, folder, progress)
+    return report
+
+
+def _tell_results(recipe: Recipe, state: RunState, folder: Path, progress: Progress) -> None:
+    """Write into the card of every exported folder what was measured on the way to it, and of it."""
+    for number, stage in enumerate(recipe.stages):
+        if isinstance(stage, ExportStage):
+            try:
+                put_results(folder / stage.name, results_section(state, _stages_of(recipe, number)))
+            except OSError as error:
+                progress.note(f"note: no results in the card of {stage.name}: {error}")
+
+
+def _stages_of(recipe: Recipe, export: int) -> list[str]:
+    """Names of the stages whose results an exported folder may claim: those before it, and evaluations of itself."""
+    names = [stage.name for stage in recipe.stages[: export + 1]]
+    for stage in recipe.stages[export + 1 :]:
+        if isinstance(stage, ExportStage):
+            break
+        if isinstance(stage, EvaluateStage) and stage.model == EXPORTED:
+            names.append(stage.name)
+    return names
 
 
 def _carry_out(stage: Stage, point: Point, own: Path, recipe: str, progress: Progress) -> dict[str, Any]:

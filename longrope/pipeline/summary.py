@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from longrope.export.recipe import inline
-from longrope.lengths import format_length
+from longrope.lengths import format_length, parse_length
 from longrope.pipeline.stages import CURRENT, EXPORTED, ORIGINAL
 from longrope.pipeline.state import RunState, StageState
 
@@ -43,15 +45,16 @@ def perplexity_table(state: RunState) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def results_section(state: RunState) -> str:
-    """What came out of every stage, and the perplexities, in Markdown for the card of the exported model."""
+def results_section(state: RunState, names: Sequence[str]) -> str:
+    """What came out of the stages of these names, and perplexities, in Markdown for the card of an exported model."""
+    state = replace(state, stages={name: state.stages[name] for name in names})
     lines = ["| stage | what | result |", "|---|---|---|"]
     for name, stage in state.stages.items():
         lines.append(f"| {name} | {inline(stage.told)} | {inline(result_of(stage))} |")
     measured = perplexity_table(state)
     if measured.empty:
         return "\n".join(lines)
-    lengths = [name for name in measured.columns if name not in ("stage", "model", "method")]
+    lengths = sorted((name for name in measured.columns if name not in ("stage", "model", "method")), key=parse_length)
     lines += ["", "Perplexity by the context's length, as these stages measured it:", ""]
     lines += [f"| stage | model | method | {' | '.join(lengths)} |", f"|---|---|---|{'---:|' * len(lengths)}"]
     for row in measured.to_dict("records"):

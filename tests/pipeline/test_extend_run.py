@@ -24,7 +24,7 @@ from longrope.pipeline.dry_run import dry_run
 from longrope.pipeline.inputs import stage_inputs
 from longrope.pipeline.perform import is_there
 from longrope.pipeline.recipe import read_recipe
-from longrope.pipeline.run import as_begun, extend
+from longrope.pipeline.run import _stages_of, as_begun, extend
 from longrope.pipeline.state import DONE, FAILED, RUNNING, WAITING, open_state
 from longrope.rope.policy import FactorSchedule, load_factors
 from longrope.runs.journal import read_journal
@@ -75,18 +75,40 @@ def test_the_card_tells_of_the_model_that_the_recipe_began_with_and_of_the_resul
     assert f"| served | exported | hf | {figures} |" in results
 
 
-def test_results_go_into_a_card_as_it_was_written_and_into_no_other(whole: Whole, tmp_path: Path) -> None:
+def test_results_go_between_their_marks_and_nowhere_else(whole: Whole, tmp_path: Path) -> None:
     card = tmp_path / "README.md"
     written = (whole.folder / "export" / "README.md").read_text()
-    card.write_text(written)
+    edited = written.replace("## Windows\n", "## Results\n\nMine.\n\n## Windows\n")
+    card.write_text(edited)
     put_results(tmp_path, "other results")
     changed = card.read_text()
-    assert changed.count("## Results") == 1
-    assert "other results\n\n## Windows\n" in changed
-    assert changed.partition("## Windows")[2] == written.partition("## Windows")[2]
-    card.write_text("# Mine\n\n## Windows\n")
+    begin, end = "<!-- results of the run -->", "<!-- end of results -->"
+    assert changed.partition(begin)[0] == edited.partition(begin)[0]
+    assert changed.partition(end)[2] == edited.partition(end)[2]
+    assert changed.partition(begin)[2].partition(end)[0] == "\n\nother results\n\n"
+    before = card.stat().st_ino
     put_results(tmp_path, "other results")
-    assert card.read_text() == "# Mine\n\n## Windows\n"
+    assert card.stat().st_ino == before  # not even written again
+    for mine in (b"# Mine\n\n## Results\n", begin.encode(), b"caf\xe9"):
+        card.write_bytes(mine)
+        put_results(tmp_path, "other results")
+        assert card.read_bytes() == mine
+    card.unlink()
+    put_results(tmp_path, "other results")
+    assert not card.exists()
+
+
+def test_a_folder_claims_no_results_of_what_came_after_it(whole: Whole) -> None:
+    content = yaml.safe_load(whole.recipe.read_text())
+    stages = content["stages"]
+    again = {"export": {"name": "again"}}
+    content["stages"] = [*stages[:4], again, *stages[4:]]
+    changed = whole.folder.parent / "two-exports.yaml"
+    changed.write_text(yaml.safe_dump(content))
+    recipe = read_recipe(changed)
+    names = [stage.name for stage in recipe.stages]
+    assert _stages_of(recipe, 4) == names[:5]
+    assert _stages_of(recipe, names.index("export")) == names
 
 
 def test_the_exported_folder_measures_as_plain_transformers_computes_it(whole: Whole, documents_file: Path) -> None:
