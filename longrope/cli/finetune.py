@@ -173,7 +173,7 @@ def finetune(
     ] = 5,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
-    """Train a model under its new factors: full, LoRA or QLoRA, on one GPU or many."""
+    """Train a model under its new factors: all of it, its attention, LoRA or QLoRA, on one GPU or many."""
     from longrope.cli.outcome import print_finetune
     from longrope.finetune.launch import LaunchSettings
     from longrope.finetune.run import finetune as run_finetune

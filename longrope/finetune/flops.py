@@ -2,7 +2,7 @@
 
 A multiplication of matrices takes two operations for each parameter and token, and twice as many again in the backward
 pass: one part for the gradient of its input, one for that of its weight. Weights that are frozen need no gradient, so
-with adapters their part is left out. Attention is causal: half of the square of scores is never computed, and not
+their part is left out. Attention is causal: half of the square of scores is never computed, and not
 counted either. Norms, RoPE, softmax and the optimizer are left out, as is usual (PaLM, arXiv 2204.02311, appendix B).
 """
 

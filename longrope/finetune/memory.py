@@ -136,6 +136,13 @@ def _activations(
     else:
         kept = (attention + mlp + stream) * shape.layers
         working = max(mlp_gradients, norm_gradients) + 2 * stream
+    if settings.method == "attention" and numbers.passes != numbers.frozen:
+        # Autocast casts what is frozen each time anew, and a pass keeps it to go back through.
+        cast = float(numbers.passes * (shape.linear - shape.projections))
+        if options.checkpoint_activations:
+            working += cast / shape.layers
+        else:
+            kept += cast
     if settings.method == "qlora":
         working += numbers.passes * 2 * shape.layer / 3  # the largest matrices, dequantised
     positions = min(options.tile_loss or max(_LOGITS // shape.vocabulary, 16), tokens)

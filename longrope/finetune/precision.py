@@ -34,7 +34,8 @@ def choose_precision(settings: FinetuneSettings, device: str) -> Precision:
     """Fill in ``auto``, and choose the dtype of the weights.
 
     DeepSpeed keeps float32 copies of half-precision weights in its optimizer. Without it the trained weights
-    themselves must be float32, or the small steps of fine-tuning are lost in rounding; frozen ones need not.
+    themselves must be float32, or the small steps of fine-tuning are lost in rounding; with adapters, frozen ones need
+    not.
 
     Args:
         device: ``cuda`` or ``cpu``. Where this machine has no GPU itself, those of the cluster are taken to have bf16.

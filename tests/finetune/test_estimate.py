@@ -284,6 +284,7 @@ def test_what_a_layer_saves_is_what_autograd_saves(method: str, zero: int, tile:
         ("lora", "bf16", 0, MemorySettings(tile_loss=128), 1),
         ("lora", "fp32", 0, MemorySettings(tile_loss=512, tile_mlp=128), 1),
         ("attention", "bf16", 0, MemorySettings(tile_loss=128), 2),
+        ("attention", "bf16", 0, MemorySettings(tile_loss=128, checkpoint_activations=False), 1),
         ("attention", "bf16", 3, MemorySettings(tile_loss=128, checkpoint_activations=False), 1),
     ],
 )
