@@ -28,7 +28,7 @@ def test_settings_survive_json() -> None:
     ("changes", "message"),
     [
         ({"schedule": "exponential"}, "schedule 'exponential' is not known; use linear, cosine, constant"),
-        ({"method": "dora"}, "use full, lora, qlora"),
+        ({"method": "dora"}, "use full, attention, lora, qlora"),
         ({"attention": "sparse"}, "use full, shifted-sparse"),
         ({"kernel": "eager"}, "use auto, sdpa"),
         ({"precision": "int8"}, "use auto, bf16, fp16, fp32"),
