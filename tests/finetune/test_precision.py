@@ -25,6 +25,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         ({}, torch.bfloat16, None),  # DeepSpeed keeps float32 copies
         ({"zero": 0}, torch.float32, torch.bfloat16),
         ({"zero": 0, "method": "lora"}, torch.bfloat16, torch.bfloat16),
+        ({"zero": 0, "method": "attention"}, torch.float32, torch.bfloat16),
         ({"precision": "fp16"}, torch.float16, None),
         ({"precision": "fp32", "zero": 0}, torch.float32, None),
     ],

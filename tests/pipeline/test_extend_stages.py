@@ -119,12 +119,38 @@ def test_adapters_under_factors_of_a_file_are_folded_into_the_model(
         assert all(torch.equal(weight, merged[name]) for name, weight in again.items())
 
 
-def test_attention_is_trained_and_nothing_else(train: Train, model_folder: Path) -> None:
-    run = train("seq_length: 128, method: attention, factors: {method: yarn}, name: attention")
+def test_attention_is_trained_and_nothing_else_and_once(
+    train: Train, model_folder: Path, policies: list[FactorSchedule]
+) -> None:
+    recipe = "seq_length: 128, method: attention, factors: {method: yarn}, name: attention"
+    run = train(recipe)
     trained, base = (load_file(each / "model.safetensors") for each in (run / "attention" / "model", model_folder))
     changed = {name for name, weight in trained.items() if not torch.equal(weight, base[name])}
     assert changed == {name for name in trained if "self_attn" in name}
     assert len(changed) == 4 * len({name.split(".")[2] for name in changed})
+    card = (run / "attention" / "model" / "README.md").read_text()
+    assert "The projections of attention were fine-tuned under the factors; all other weights are the model's." in card
+    train(recipe)
+    assert len(policies) == 1
+
+
+@pytest.mark.parametrize(
+    ("export", "told"),
+    [
+        ("", "The weights are those of the model, trained further by the recipe in [recipe.yaml]"),
+        ("{config_only: true}", "This folder holds no weights: lay its files over those of the model, trained further"),
+    ],
+)
+def test_the_card_of_an_export_says_where_its_weights_are(
+    export: str, told: str, model_folder: Path, documents_file: Path, tmp_path: Path
+) -> None:
+    stage = "seq_length: 128, factors: {method: yarn}"
+    text = RECIPE.replace("STAGE", stage).replace("- export:", f"- export: {export}")
+    recipe = write_recipe(tmp_path / "recipe.yaml", model_folder, documents_file, text)
+    carry_out(read_recipe(recipe), tmp_path / "run")
+    card = (tmp_path / "run" / "export" / "README.md").read_text()
+    assert told in card
+    assert f"`{model_folder.name}` with a context window" in card
 
 
 def test_a_raised_base_reaches_the_exported_model_and_the_report_tells_of_every_stage(train: Train) -> None:
