@@ -26,7 +26,7 @@ _PAPER = "[LongRoPE](https://arxiv.org/abs/2402.13753)"
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What the card tells of weights that are not simply those of the exported model.
+    """Where the weights of a folder come from, as its card tells it.
 
     Attributes:
         source: the model that the work began with.

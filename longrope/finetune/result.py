@@ -17,10 +17,7 @@ from longrope.finetune.settings import FinetuneSettings
 from longrope.model.load import ModelSource
 from longrope.rope.policy import FactorSchedule
 
-_TOLD = {
-    "full": "The weights were fine-tuned under the factors.",
-    "attention": "The projections of attention were fine-tuned under the factors; all other weights are the model's.",
-}
+_ATTENTION = "The projections of attention were fine-tuned under the factors; all other weights are the model's."
 
 
 def save_result(
@@ -43,15 +40,17 @@ def save_result(
         if settings.adapts:
             save_adapter(prepared.trained, source, policy, output, state_dict=gathered)
         else:
+            part: dict[str, Any] = {}
+            if settings.method == "attention":
+                part = {"trained": _trained(prepared.model), "told": _ATTENTION}
             save_extended(
                 prepared.model,
                 source,
                 policy,
                 output,
                 state_dict=gathered,
-                trained=_trained(prepared.model) if settings.method == "attention" else None,
-                told=_TOLD[settings.method],
                 dtype=torch.float32 if prepared.model.dtype == torch.float32 and not _autocast(trainer) else None,
+                **part,
             )
     trainer.accelerator.wait_for_everyone()
 
