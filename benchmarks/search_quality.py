@@ -23,7 +23,7 @@ from longrope.model.score import perplexity
 from longrope.runs.model import LoadedModel, open_model
 from longrope.runs.progress import Progress
 from longrope.search.evaluation import BlockScore, Task
-from longrope.search.genetic import GeneticSearch
+from longrope.search.paper import PaperSearch
 from longrope.search.run import open_samples, open_scorer
 from longrope.search.search import search_problem
 from longrope.search.settings import AlgorithmSettings, DataSettings, SearchSettings
@@ -59,7 +59,7 @@ def run_cell(model: LoadedModel, texts: Any, args: argparse.Namespace, ratio: in
     problem = search_problem(model, settings, samples=samples)
     decisive = {"ratio": ratio, "seed": seed, "algorithm": algorithm}
     with open_scorer(folder, decisive, model, samples, (target,), execution, True, Progress()) as scorer:
-        search = GeneticSearch(problem.space, problem.seeds, settings.algorithm.genetic(target), seed)
+        search = PaperSearch(problem.space, problem.seeds, settings.algorithm.genetic(target), seed)
         while candidates := search.ask():
             search.tell(scorer.perplexities(candidates, samples.search))
         known = {"ratio": ratio, "seed": seed, "algorithm": algorithm, "search": {}, "held_out": {}, "documents": {}}

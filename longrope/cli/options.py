@@ -51,10 +51,18 @@ Concatenate = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Decides the samples and every random choice.", rich_help_panel=_SEARCH)]
 Algorithm = Annotated[
-    str, typer.Option(help="Search algorithm: paper (the genetic search of LongRoPE).", rich_help_panel=_SEARCH)
+    str,
+    typer.Option(
+        help="paper (the genetic search of LongRoPE), or from coarse to fine: genetic, cma or bayesian.",
+        rich_help_panel=_SEARCH,
+    ),
 ]
 Population = Annotated[
-    int | None, typer.Option(help="Candidates of the first round [64; 32 above 512k].", rich_help_panel=_SEARCH)
+    int | None,
+    typer.Option(
+        help="Candidates of the first round [64; 32 above 512k]; of every round, from coarse to fine [8].",
+        rich_help_panel=_SEARCH,
+    ),
 ]
 Mutations = Annotated[int | None, typer.Option(help="Mutations a round [16; 8 above 512k].", rich_help_panel=_SEARCH)]
 Crossovers = Annotated[int | None, typer.Option(help="Crossovers a round [16; 8 above 512k].", rich_help_panel=_SEARCH)]
@@ -63,7 +71,33 @@ MutationProbability = Annotated[
     float | None, typer.Option(help="Probability of each gene to mutate [0.3].", rich_help_panel=_SEARCH)
 ]
 Iterations = Annotated[int | None, typer.Option(help="Rounds after the first [40].", rich_help_panel=_SEARCH)]
-MaxEvaluations = Annotated[int | None, typer.Option(help="Candidates to score at most.", rich_help_panel=_SEARCH)]
+MaxEvaluations = Annotated[
+    int | None,
+    typer.Option(help="Candidates to score at most [all rounds of paper; 200].", rich_help_panel=_SEARCH),
+]
+MaxGpuHours = Annotated[
+    float | None,
+    typer.Option(help="Time in the model at most, of all evaluators together.", rich_help_panel=_SEARCH),
+]
+Patience = Annotated[
+    int | None,
+    typer.Option(help="End after so many rounds without a clearly better candidate.", rich_help_panel=_SEARCH),
+]
+Racing = Annotated[
+    bool | None,
+    typer.Option(
+        "--racing/--no-racing",
+        help="Drop candidates that are clearly behind after some of the samples [on, but for paper].",
+        show_default=False,
+        rich_help_panel=_SEARCH,
+    ),
+]
+Watch = Annotated[
+    int | None,
+    typer.Option(
+        help="Rounds between looks at held-out documents, 0 for none [10; 0 for paper].", rich_help_panel=_SEARCH
+    ),
+]
 NHat = Annotated[
     str | None,
     typer.Option("--n-hat", help="Choices of n_hat, comma-separated [0,2,4,...,256].", rich_help_panel=_SEARCH),
@@ -143,12 +177,15 @@ def execution_settings(options: dict[str, Any]) -> ExecutionSettings:
     )
 
 
+_ENDS = ("max_evaluations", "max_gpu_hours", "patience", "racing", "watch")
+
+
 def algorithm_settings(options: dict[str, Any]) -> AlgorithmSettings:
     """Algorithm settings from a command's options by their Python names."""
     from longrope.search.settings import AlgorithmSettings
 
     names = ("algorithm", "population", "mutations", "crossovers", "parents", "iterations", "mutation_probability")
-    chosen = {name: options[name] for name in (*names, "max_evaluations", "lambda_max", "attention_factor")}
+    chosen = {name: options[name] for name in (*names, *_ENDS, "lambda_max", "attention_factor")}
     if options["n_hat"] is not None:
         chosen["n_hat"] = parse_choices(options["n_hat"])
     return AlgorithmSettings(**chosen)

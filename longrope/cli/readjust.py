@@ -38,6 +38,10 @@ def readjust(
     mutation_probability: o.MutationProbability = None,
     iterations: o.Iterations = None,
     max_evaluations: o.MaxEvaluations = None,
+    max_gpu_hours: o.MaxGpuHours = None,
+    patience: o.Patience = None,
+    racing: o.Racing = None,
+    watch: o.Watch = None,
     n_hat: o.NHat = None,
     lambda_max: o.LambdaMax = None,
     attention_factor: Annotated[

@@ -42,12 +42,17 @@ def search(
     mutation_probability: o.MutationProbability = None,
     iterations: o.Iterations = None,
     max_evaluations: o.MaxEvaluations = None,
+    max_gpu_hours: o.MaxGpuHours = None,
+    patience: o.Patience = None,
+    racing: o.Racing = None,
+    watch: o.Watch = None,
     n_hat: o.NHat = None,
     lambda_max: o.LambdaMax = None,
     attention_factor: Annotated[
         str,
         typer.Option(
-            help="su, yarn, present, none, a number, or auto: su for a plain model, present for one already scaled.",
+            help="su, yarn, present, none, a number, search, or auto: present for a model already scaled; for a plain "
+            "one su with paper, search otherwise.",
             rich_help_panel="Search",
         ),
     ] = "auto",

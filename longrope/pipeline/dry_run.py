@@ -49,7 +49,7 @@ from longrope.pipeline.standing import Standings, as_begun, standings
 from longrope.pipeline.state import RunState
 from longrope.runs.model import LoadedModel, open_model
 from longrope.runs.progress import Progress
-from longrope.search.genetic import GeneticSearch
+from longrope.search.algorithms import make_algorithm
 from longrope.search.readjust import check_windows, readjust_problem
 from longrope.search.run import open_samples
 from longrope.search.search import check_target, search_problem
@@ -150,7 +150,8 @@ class _DryRun:
             samples = open_samples(settings.data, model.tokenizer, target, settings.seed, self._progress)
             if target > self._rope.window:
                 problem = search_problem(model, settings, samples=samples)
-                GeneticSearch(problem.space, problem.seeds, settings.algorithm.genetic(target), settings.seed)
+                chosen, sizes = settings.algorithm, settings.algorithm.sizes(target)
+                make_algorithm(chosen.algorithm, problem.space, problem.seeds, problem.ramp, sizes, settings.seed)
         self._rope = extended(self._rope, target)
 
     def _finetune(self, stage: FinetuneStage) -> None:

@@ -24,10 +24,10 @@ from longrope.finetune.held_out import held_out_lengths
 from longrope.finetune.settings import FinetuneSettings
 from longrope.model.rope_config import attention_span
 from longrope.runs.model import LoadedModel
+from longrope.search.algorithms import Sizes
 from longrope.search.comparison import passes
-from longrope.search.genetic import GeneticSettings
 from longrope.search.readjust import ReadjustSettings, readjust_problem
-from longrope.search.search import planned, search_problem
+from longrope.search.search import search_problem
 from longrope.search.settings import PERPLEXITY, DataSettings, SearchSettings
 from longrope.search.solve import Problem
 
@@ -63,7 +63,7 @@ def search_work(model: LoadedModel, settings: SearchSettings) -> list[Round]:
     """Rounds of a search, and the comparison with other methods at its end."""
     target = settings.target_length
     problem = search_problem(model, settings, samples=SampleSet(()))
-    return _searched(problem, settings.algorithm.genetic(target), settings.data)
+    return _searched(problem, settings.algorithm.sizes(target), settings.data)
 
 
 def readjust_work(model: LoadedModel, settings: ReadjustSettings) -> dict[int, list[Round]]:
@@ -71,23 +71,18 @@ def readjust_work(model: LoadedModel, settings: ReadjustSettings) -> dict[int, l
     schedule, found = model.rope.schedule(), {}
     for window in sorted(set(settings.windows)):
         problem = readjust_problem(model.rope, schedule, window, settings.algorithm, samples=SampleSet(()))
-        found[window] = _searched(problem, settings.algorithm.genetic(window), settings.data)
+        found[window] = _searched(problem, settings.algorithm.sizes(window), settings.data)
     return found
 
 
-def _searched(problem: Problem, sizes: GeneticSettings, data: DataSettings) -> list[Round]:
+def _searched(problem: Problem, sizes: Sizes, data: DataSettings) -> list[Round]:
     length, samples = problem.length, data.sample_count(problem.length)
-    left, rounds = planned(sizes), []
-    for size in (sizes.population, *[sizes.mutations + sizes.crossovers] * sizes.iterations):
-        size = min(size, left)
-        left -= size
-        if size:
-            rounds.append(size * samples)
+    seeds = {problem.space.quantise(seed) for seed in problem.seeds}
+    rounds = [size * samples for size in sizes.rounds(len(seeds))]
     # One evaluation comes first and alone: it says how long the others will take.
     counts = [1, rounds[0] - 1, *rounds[1:]]
     # What is asked for twice is scored once. The best candidate, and mostly the best without n_hat, are among those
     # that the search has scored already; held-out documents know neither.
-    seeds = {problem.space.quantise(seed) for seed in problem.seeds}
     on_search = {method.at(length) for method in problem.methods} - seeds
     on_held_out = {(method.at(scored), scored) for method in problem.methods for scored in _scored(problem, method)}
     new = 2 if any(problem.space.n_hat_choices) else 1

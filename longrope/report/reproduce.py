@@ -12,8 +12,7 @@ from longrope.demo import model_folder
 from longrope.finetune.settings import FinetuneSettings
 from longrope.lengths import format_length
 from longrope.runs.command import option, options_of
-from longrope.search.genetic import GeneticSettings
-from longrope.search.settings import DataSettings
+from longrope.search.settings import AlgorithmSettings, DataSettings
 from longrope.search.space import PAPER_N_HAT
 
 OUTPUT = ["--output", "NEW_FOLDER"]
@@ -25,8 +24,7 @@ def search_command(provenance: Mapping[str, Any]) -> str:
     data.pop("drawn", None)
     readjusted = "window" in settings
     target = settings["window" if readjusted else "target_length"]
-    paper = asdict(GeneticSettings.paper(target))
-    given = {name: settings[name] for name in paper if settings.get(name) != paper[name]}
+    given = _algorithm(settings, target)
     if tuple(settings["n_hat_choices"]) != tuple(sorted({0 if n == 1 else n for n in PAPER_N_HAT})):
         given["n_hat"] = settings["n_hat_choices"]
     given["lambda_max"] = settings["lambda_max"]
@@ -43,6 +41,19 @@ def search_command(provenance: Mapping[str, Any]) -> str:
     revision = provenance["model"].get("revision")
     words += ["--model-revision", str(revision)] if revision else []
     return _joined([*words, "--seed", str(provenance["seed"]), *OUTPUT])
+
+
+def _algorithm(settings: Mapping[str, Any], target: int) -> dict[str, Any]:
+    """What was chosen of the algorithm and its sizes, by the names of options."""
+    algorithm = settings["algorithm"]
+    usual = AlgorithmSettings(algorithm=algorithm)
+    sizes = asdict(usual.sizes(target))
+    given = {name: settings[name] for name in sizes if settings.get(name) != sizes[name]}
+    if algorithm != AlgorithmSettings().algorithm:
+        given["algorithm"] = algorithm
+    if bool(settings.get("racing")) != usual.races:
+        given["racing"] = not usual.races
+    return given | {name: settings[name] for name in ("patience", "max_gpu_hours") if settings.get(name)}
 
 
 def finetune_command(settings: FinetuneSettings, folder: Path) -> str:

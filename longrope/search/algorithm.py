@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import ClassVar, NamedTuple
 
 from longrope.search.candidate import Candidate
 
 
 class Scored(NamedTuple):
-    """A candidate that was told, with the round it was asked in and its objective."""
+    """A candidate that was told, with the round it was asked in and its objective.
+
+    ``dropped``: its score is an estimate, from which it was seen that it is none of the best.
+    """
 
     round: int
     candidate: Candidate
     score: float
+    dropped: bool = False
 
 
 class SearchAlgorithm(ABC):
@@ -31,6 +35,8 @@ class SearchAlgorithm(ABC):
         name: of the algorithm, as in ``--algorithm``.
         round: number of the current round, from 0; ``tell`` moves on to the next.
         history: everything told, in the order asked.
+        survivors: how many of the best so far matter to what comes next; who cannot come among them need not be
+            scored in full.
     """
 
     name: ClassVar[str]
@@ -38,6 +44,7 @@ class SearchAlgorithm(ABC):
     def __init__(self) -> None:
         self.round = 0
         self.history: list[Scored] = []
+        self.survivors = 1
         self._asked: list[Candidate] = []
         self._seen: set[Candidate] = set()
         self._finished = False
@@ -52,16 +59,20 @@ class SearchAlgorithm(ABC):
         self._asked = candidates
         return list(candidates)
 
-    def tell(self, scores: Mapping[Candidate, float]) -> None:
+    def tell(self, scores: Mapping[Candidate, float], dropped: Set[Candidate] = frozenset()) -> None:
         """Give the objective of every candidate just asked for, in any order.
 
         Args:
             scores: lower is better; ``math.inf`` marks an invalid candidate, which is never selected.
+            dropped: those that were not scored in full, with an estimate; they are never selected either.
         """
         assert scores.keys() == set(self._asked), "tell exactly the candidates that were asked for"
         assert all(score > -math.inf for score in scores.values()), "a score is nan or -inf"
         if self._asked:
-            self.history += [Scored(self.round, candidate, float(scores[candidate])) for candidate in self._asked]
+            self.history += [
+                Scored(self.round, candidate, float(scores[candidate]), candidate in dropped)
+                for candidate in self._asked
+            ]
             self._asked = []
             self.round += 1
 
@@ -76,9 +87,25 @@ class SearchAlgorithm(ABC):
         return next(((scored.candidate, scored.score) for scored in ranked), None)
 
     def ranked(self) -> list[Scored]:
-        """The valid candidates told, best first; equal scores in the order asked."""
-        return sorted((scored for scored in self.history if scored.score < math.inf), key=lambda scored: scored.score)
+        """The valid candidates scored in full, best first; equal scores in the order asked."""
+        valid = (scored for scored in self.history if scored.score < math.inf and not scored.dropped)
+        return sorted(valid, key=lambda scored: scored.score)
+
+    @property
+    def rival(self) -> Candidate | None:
+        """The last of the survivors, whom a candidate must beat to matter; None while they are fewer."""
+        ranked = self.ranked()
+        return ranked[self.survivors - 1].candidate if len(ranked) >= self.survivors else None
 
     @abstractmethod
     def _propose(self) -> list[Candidate]:
         """The next round: different candidates, none of them in ``self._seen``; [] when finished."""
+
+
+def cut(rounds: Sequence[int], limit: int | None) -> list[int]:
+    """Sizes of rounds that together stay within ``limit``, empty ones left out."""
+    left, found = math.inf if limit is None else limit, []
+    for size in rounds:
+        found.append(int(min(size, left)))
+        left -= found[-1]
+    return [size for size in found if size]

@@ -23,10 +23,10 @@ from longrope.runs.model import LoadedModel, numeric_settings, open_model
 from longrope.runs.progress import Progress
 from longrope.runs.provenance import versions
 from longrope.schema import STRICT, Lengths
+from longrope.search.algorithms import make_algorithm
 from longrope.search.baselines import Baseline, both_attention_factors
 from longrope.search.candidate import Candidate
 from longrope.search.comparison import PairedDifference, paired_difference, table
-from longrope.search.genetic import GeneticSearch
 from longrope.search.run import (
     FACTORS_FILE,
     TABLE_FILE,
@@ -38,8 +38,8 @@ from longrope.search.run import (
     refuse_other_run,
     sample_digests,
 )
-from longrope.search.search import planned, results_record, space_settings
-from longrope.search.settings import AlgorithmSettings, DataSettings
+from longrope.search.search import ATTENTION_SPAN, algorithm_settings, plan_of, results_record, space_settings
+from longrope.search.settings import SEARCHED_ATTENTION, AlgorithmSettings, DataSettings
 from longrope.search.solve import Problem, Solution, solve
 from longrope.search.space import SearchSpace
 from longrope.workers.settings import ExecutionSettings
@@ -155,7 +155,9 @@ def readjust_problem(
 ) -> Problem:
     """The search at one short window: from plain RoPE, the schedule's present factors there and its long factors."""
     long = schedule.windows[-1].factors
-    attention_factor = resolve(chosen.attention_factor, long.ratio, long.original_length, long.attention_factor)
+    searched = chosen.attention_factor == SEARCHED_ATTENTION
+    rule = "present" if searched else chosen.attention_factor
+    attention_factor = resolve(rule, long.ratio, long.original_length, long.attention_factor)
     largest = max(long.lambdas)
     lambda_max = chosen.lambda_max if chosen.lambda_max is not None else max(1.0, READJUST_LAMBDA_MAX_SHARE * largest)
     methods = (
@@ -169,6 +171,7 @@ def readjust_problem(
         lambda_max=lambda_max,
         n_hat_choices=chosen.n_hat,
         attention_factor=attention_factor,
+        attention_span=ATTENTION_SPAN if searched else 1.0,
     )
     seeds = tuple(method.with_attention_factor(attention_factor).at(window) for method in methods)
     return Problem(
@@ -190,14 +193,13 @@ def _readjust_window(
     folder: Path,
     progress: Progress,
 ) -> WindowReport:
-    sizes = settings.algorithm.genetic(problem.length)
+    sizes = settings.algorithm.sizes(problem.length)
     decisive = {
         "model": model.fingerprint,
         "window": problem.length,
         "long": Candidate.from_factors(long.factors).to_dict() | {"window": long.max_length},
         "seed": settings.seed,
-        "algorithm": settings.algorithm.algorithm,
-        **asdict(sizes),
+        **algorithm_settings(settings.algorithm, sizes),
         **space_settings(problem.space),
         "samples": sample_digests(problem.samples),
         **numeric_settings(model, settings.execution),
@@ -210,8 +212,11 @@ def _readjust_window(
             f"(the long factors reach {max(long.factors.lambdas):g})"
         )
         announce(model, problem.samples, problem.length, progress)
-        algorithm = GeneticSearch(problem.space, problem.seeds, sizes, settings.seed)
-        solution = solve(problem, algorithm, scorer, planned(sizes), progress)
+        algorithm = make_algorithm(
+            settings.algorithm.algorithm, problem.space, problem.seeds, problem.ramp, sizes, settings.seed
+        )
+        plan = plan_of(settings.algorithm, sizes, model, settings.execution)
+        solution = solve(problem, algorithm, scorer, plan, progress)
     provenance = {
         "method": f"longrope readjust, algorithm {settings.algorithm.algorithm}",
         "seed": settings.seed,

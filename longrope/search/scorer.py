@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from longrope.data.samples import Sample
 from longrope.model.score import perplexity
@@ -62,9 +63,23 @@ class Scorer:
         """Perplexity of each candidate over all samples together; infinite where an evaluation failed."""
         results = self.score(Task(candidate, sample.digest) for candidate in candidates for sample in samples)
         return {
-            candidate: _pooled([results[Task(candidate, sample.digest)] for sample in samples])
+            candidate: pooled([results[Task(candidate, sample.digest)] for sample in samples])
             for candidate in candidates
         }
+
+    def known(self, task: Task) -> BlockScore | Failure:
+        """The result of a task that was scored before."""
+        return self._known[task]
+
+    def skip(self, evaluations: int) -> None:
+        """Evaluations that were planned and are not needed."""
+        for _ in range(evaluations):
+            self._progress.advance()
+
+    def record(self, event: Mapping[str, Any]) -> None:
+        """Journal a decision, unless it stands there since before a resumption."""
+        if dict(event) not in self._journal.events:
+            self._journal.append(event)
 
     def failures(self) -> list[Failure]:
         """Every evaluation that failed for good."""
@@ -87,7 +102,8 @@ class Scorer:
         )
 
 
-def _pooled(results: Sequence[BlockScore | Failure]) -> float:
+def pooled(results: Sequence[BlockScore | Failure]) -> float:
+    """Perplexity over all results together; infinite where an evaluation failed."""
     scores = [result for result in results if isinstance(result, BlockScore)]
     if len(scores) < len(results):
         return math.inf

@@ -18,6 +18,7 @@ from longrope.rope.policy import FixedFactors
 from longrope.runs.model import LoadedModel, numeric_settings, open_model
 from longrope.runs.progress import Progress
 from longrope.runs.provenance import versions
+from longrope.search.algorithms import Sizes, make_algorithm
 from longrope.search.baselines import Baseline, both_attention_factors, published_baselines
 from longrope.search.candidate import Candidate
 from longrope.search.comparison import (
@@ -27,7 +28,7 @@ from longrope.search.comparison import (
     report_lengths,
     table,
 )
-from longrope.search.genetic import GeneticSearch, GeneticSettings
+from longrope.search.levels import Ramp
 from longrope.search.run import (
     FACTORS_FILE,
     TABLE_FILE,
@@ -38,12 +39,13 @@ from longrope.search.run import (
     refuse_other_run,
     sample_digests,
 )
-from longrope.search.settings import PERPLEXITY, SearchSettings
-from longrope.search.solve import Problem, Solution, solve
+from longrope.search.settings import PERPLEXITY, SEARCHED_ATTENTION, AlgorithmSettings, SearchSettings
+from longrope.search.solve import Plan, Problem, Solution, solve
 from longrope.search.space import SearchSpace
+from longrope.workers.settings import ExecutionSettings
 
-LAMBDA_MAX_RATIO = 1.25
-"""Largest lambda over target / original length in the paper (arXiv 2402.13753, table 4)."""
+ATTENTION_SPAN = 1.25
+"""How many times the usual attention factor one that is searched may be, and what part of it."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,12 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
     check_target(model, target)
     samples = open_samples(settings.data, model.tokenizer, target, settings.seed, progress)
     problem = search_problem(model, settings, samples=samples)
-    sizes = settings.algorithm.genetic(target)
+    sizes = settings.algorithm.sizes(target)
     decisive = {
         "model": model.fingerprint,
         "target_length": target,
         "seed": settings.seed,
-        "algorithm": settings.algorithm.algorithm,
-        **asdict(sizes),
+        **algorithm_settings(settings.algorithm, sizes),
         **space_settings(problem.space),
         "samples": sample_digests(samples),
         # Named only where it is not the usual one: journals from before there was another are gone on with.
@@ -97,8 +98,11 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
         folder, decisive, model, samples, problem.lengths, settings.execution, settings.resume, progress
     ) as scorer:
         announce(model, samples, target, progress)
+        algorithm = make_algorithm(
+            settings.algorithm.algorithm, problem.space, problem.seeds, problem.ramp, sizes, settings.seed
+        )
         solution = solve(
-            problem, GeneticSearch(problem.space, problem.seeds, sizes, settings.seed), scorer, planned(sizes), progress
+            problem, algorithm, scorer, plan_of(settings.algorithm, sizes, model, settings.execution), progress
         )
     provenance = {
         "method": f"longrope search, algorithm {settings.algorithm.algorithm}",
@@ -141,18 +145,20 @@ def search_problem(model: LoadedModel, settings: SearchSettings, **fields: Any) 
     rope, target, chosen = model.rope, settings.target_length, settings.algorithm
     ratio = target / rope.original_length
     rule = chosen.attention_factor
-    if rule == "auto":
+    searched = rule == SEARCHED_ATTENTION or (rule == "auto" and not rope.is_scaled and not chosen.is_paper)
+    if rule in ("auto", SEARCHED_ATTENTION):
         rule = "present" if rope.is_scaled else "su"
     attention_factor = resolve(rule, ratio, rope.original_length, rope.present.attention_factor)
     # A model may be scaled by another factor than its lengths say; its seeds must have room all the same.
     reached = max(rope.present.lambdas) * target / rope.window
-    lambda_max = chosen.lambda_max if chosen.lambda_max is not None else LAMBDA_MAX_RATIO * max(ratio, reached)
+    lambda_max = chosen.lambda_max if chosen.lambda_max is not None else chosen.lambda_max_ratio * max(ratio, reached)
     space = SearchSpace(
         pairs=rope.rotary_dim // 2,
         lambda_min=min(1.0, *rope.present.lambdas),
         lambda_max=lambda_max,
         n_hat_choices=chosen.n_hat,
         attention_factor=attention_factor,
+        attention_span=ATTENTION_SPAN if searched else 1.0,
     )
     published = published_baselines(rope, target)
     # Composed step by step, YaRN interpolates pairs of middling speed less than in one step from the original length,
@@ -169,21 +175,31 @@ def search_problem(model: LoadedModel, settings: SearchSettings, **fields: Any) 
         length=target,
         space=space,
         seeds=tuple(seeds),
+        ramp=Ramp(rope.present, rope.window, target / rope.window),
         methods=both_attention_factors(published, attention_factor),
         lengths=report_lengths(rope.original_length, target) if scores_all else (target,),
         **fields,
     )
 
 
-def planned(sizes: GeneticSettings) -> int:
-    """Candidates a genetic search asks for at most."""
-    total = sizes.population + sizes.iterations * (sizes.mutations + sizes.crossovers)
-    return min(total, sizes.max_evaluations) if sizes.max_evaluations is not None else total
+def algorithm_settings(chosen: AlgorithmSettings, sizes: Sizes) -> dict[str, Any]:
+    """What decides an algorithm's choices, in JSON's types; what is off is not named."""
+    extra = {"racing": chosen.races, "patience": chosen.patience, "max_gpu_hours": chosen.max_gpu_hours}
+    return {"algorithm": chosen.algorithm, **asdict(sizes), **{name: value for name, value in extra.items() if value}}
+
+
+def plan_of(chosen: AlgorithmSettings, sizes: Sizes, model: LoadedModel, execution: ExecutionSettings) -> Plan:
+    """How a search with these settings is run."""
+    on_gpu = model.source.device in ("cuda", "auto")
+    return Plan(sizes.most, chosen.races, chosen.watched_every, chosen.budget(execution.gpus(on_gpu)))
 
 
 def space_settings(space: SearchSpace) -> dict[str, Any]:
     """The search space in JSON's types."""
-    return {**asdict(space), "n_hat_choices": list(space.n_hat_choices)}
+    settings = {**asdict(space), "n_hat_choices": list(space.n_hat_choices)}
+    if not space.searches_attention:
+        del settings["attention_span"]
+    return settings
 
 
 def results_record(solution: Solution, problem: Problem) -> dict[str, Any]:
@@ -200,6 +216,7 @@ def results_record(solution: Solution, problem: Problem) -> dict[str, Any]:
     flat = solution.best_without_n_hat
     return {
         "evaluations": solution.evaluations,
+        **solution.course.record(),
         "convergence": [list(step) for step in solution.convergence],
         "methods": rows,
         "best_without_n_hat": None if flat is None else flat.to_dict(),

@@ -9,11 +9,21 @@ from longrope.exceptions import SettingsError
 from longrope.lengths import format_length
 from longrope.rope.attention_factor import resolve
 from longrope.schema import STRICT, Length
-from longrope.search.genetic import HALVED_ABOVE, GeneticSettings
+from longrope.search.algorithms import Sizes
+from longrope.search.coarse_to_fine import CoarseToFineSettings
+from longrope.search.paper import HALVED_ABOVE, PaperSettings
 from longrope.search.space import PAPER_N_HAT
+from longrope.search.stopping import Budget
 from longrope.workers.settings import ExecutionSettings
 
-ALGORITHMS = ("paper",)
+PAPER = "paper"
+ALGORITHMS = (PAPER, "genetic", "cma", "bayesian")
+SEARCHED_ATTENTION = "search"
+LAMBDA_MAX_RATIO = {PAPER: 1.25}
+"""Largest lambda over target / original length: in the paper (arXiv 2402.13753, table 4)"""
+FREE_LAMBDA_MAX_RATIO = 4.0
+"""and in the other algorithms: pairs that never turned whole in training do well with lambda beyond the ratio."""
+WATCHED_EVERY = 10
 PERPLEXITY, NEEDLE = OBJECTIVES = ("perplexity", "needle")
 
 
@@ -65,13 +75,21 @@ class AlgorithmSettings:
     """The search algorithm and its sizes; what is not given is the paper's value for the length.
 
     Attributes:
-        algorithm: ``paper``, the genetic algorithm of LongRoPE.
-        population, mutations, crossovers, parents, iterations, mutation_probability: see GeneticSettings.
-        max_evaluations: candidates scored at most.
+        algorithm: ``paper``, the genetic algorithm of LongRoPE; or one that goes from coarse to fine: ``genetic``,
+            ``cma`` (CMA-ES) or ``bayesian`` (a Gaussian process).
+        population: candidates of the first round of ``paper``, see PaperSettings; of every round of the others.
+        mutations, crossovers, parents, iterations, mutation_probability: of ``paper``, see PaperSettings.
+        max_evaluations: candidates scored at most; 200 when not given, and for ``paper`` what its rounds come to.
+        max_gpu_hours: time in the model at most, of all evaluators together; evaluator-hours on CPUs.
+        patience: rounds without a clearly better candidate after which the search ends; no such end when not given.
+        racing: whether candidates that are clearly behind after some of the samples are scored no further; when not
+            given, all but ``paper`` do it.
+        watch: rounds between looks at held-out documents, 0 for none; 10 when not given, 0 for ``paper``.
         n_hat: choices of the start-token threshold.
-        lambda_max: largest lambda; 1.25 times target over original length when not given.
-        attention_factor: ``su``, ``yarn``, ``present``, ``none``, a number, or ``auto``: ``su`` for a plain model and
-            ``present`` for one that is scaled already, which may have been trained with it.
+        lambda_max: largest lambda; when not given target over original length times 1.25 for ``paper``, 4 otherwise.
+        attention_factor: ``su``, ``yarn``, ``present``, ``none``, a number, ``search`` (not for ``paper``), or
+            ``auto``: ``present`` for a model that is scaled already, which may have been trained with it; for a plain
+            one ``su`` with ``paper``, ``search`` otherwise.
     """
 
     __pydantic_config__ = STRICT
@@ -84,6 +102,10 @@ class AlgorithmSettings:
     iterations: int | None = None
     mutation_probability: float | None = None
     max_evaluations: int | None = None
+    max_gpu_hours: float | None = None
+    patience: int | None = None
+    racing: bool | None = None
+    watch: int | None = None
     n_hat: tuple[int, ...] = PAPER_N_HAT
     lambda_max: float | None = None
     attention_factor: str | float = "auto"
@@ -91,7 +113,10 @@ class AlgorithmSettings:
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
             raise SettingsError(f"algorithm {self.algorithm!r} is not known; use {' or '.join(ALGORITHMS)}")
-        self.genetic(1)  # refuses sizes, whatever the length
+        self.sizes(1)  # refuses them, whatever the length
+        self.budget(1.0)
+        if self.watch is not None and self.watch < 0:
+            raise SettingsError(f"watch is {self.watch}; give a number of rounds, or 0")
         if self.population is not None and self.parents is not None and self.parents > self.population:
             raise SettingsError(
                 f"parents is {self.parents}, more than the population of {self.population}; choose from those there are"
@@ -100,18 +125,57 @@ class AlgorithmSettings:
             raise SettingsError(f"n_hat choices are {list(self.n_hat)}; give at least one, and none below 0")
         if self.lambda_max is not None and not 0 < self.lambda_max < math.inf:
             raise SettingsError(f"lambda_max is {self.lambda_max}; give a finite number above 0")
-        if self.attention_factor != "auto":
+        if self.attention_factor == SEARCHED_ATTENTION:
+            if self.is_paper:
+                raise SettingsError(
+                    "the attention factor is not searched by algorithm 'paper'; give su or a number, or use "
+                    f"{' or '.join(ALGORITHMS[1:])}"
+                )
+        elif self.attention_factor != "auto":
             resolve(self.attention_factor, ratio=1, original_length=2, present=1.0)  # refuses what it does not know
 
-    def genetic(self, length: int) -> GeneticSettings:
-        """Sizes for a target of ``length`` tokens."""
-        defaults = GeneticSettings.paper(length)
-        given = {
-            name: value
-            for name in ("population", "mutations", "crossovers", "parents", "iterations", "mutation_probability")
-            if (value := getattr(self, name)) is not None
-        }
-        return GeneticSettings(**{**vars(defaults), **given, "max_evaluations": self.max_evaluations})
+    @property
+    def is_paper(self) -> bool:
+        """Whether it is the paper's algorithm, with nothing added."""
+        return self.algorithm == PAPER
+
+    @property
+    def races(self) -> bool:
+        """Whether candidates are dropped before they are scored in full."""
+        return not self.is_paper if self.racing is None else self.racing
+
+    @property
+    def watched_every(self) -> int:
+        """Rounds between looks at held-out documents; 0 for none."""
+        if self.watch is None:
+            return 0 if self.is_paper else WATCHED_EVERY
+        return self.watch
+
+    @property
+    def lambda_max_ratio(self) -> float:
+        """Largest lambda over target / original length, where none is given."""
+        return LAMBDA_MAX_RATIO.get(self.algorithm, FREE_LAMBDA_MAX_RATIO)
+
+    def sizes(self, length: int) -> Sizes:
+        """Sizes for a target of ``length`` tokens.
+
+        Raises:
+            SettingsError: if one is given that the algorithm does not have.
+        """
+        own = ("mutations", "crossovers", "parents", "iterations", "mutation_probability")
+        given = {name: value for name in ("population", *own) if (value := getattr(self, name)) is not None}
+        if self.is_paper:
+            defaults = PaperSettings.paper(length)
+            return PaperSettings(**{**vars(defaults), **given, "max_evaluations": self.max_evaluations})
+        for name in given.keys() & set(own):
+            raise SettingsError(f"{name} is a size of algorithm 'paper'; leave it away with {self.algorithm!r}")
+        if self.max_evaluations is not None:
+            given["max_evaluations"] = self.max_evaluations
+        return CoarseToFineSettings(**given)
+
+    def budget(self, gpus_per_worker: float) -> Budget:
+        """Limits besides the number of candidates."""
+        return Budget(self.max_gpu_hours, self.patience, gpus_per_worker)
 
 
 @dataclass(frozen=True, kw_only=True)

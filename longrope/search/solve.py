@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from longrope.data.samples import SampleSet
 from longrope.exceptions import RunFailedError
@@ -16,8 +17,12 @@ from longrope.search.baselines import Baseline
 from longrope.search.candidate import Candidate
 from longrope.search.comparison import MethodResult, compare
 from longrope.search.evaluation import BlockScore, Task
+from longrope.search.levels import Ramp
+from longrope.search.overfitting import Look, Watch
+from longrope.search.racing import Race
 from longrope.search.scorer import Scorer
 from longrope.search.space import SearchSpace
+from longrope.search.stopping import Budget, Stopping
 from longrope.workers.pool import Failure
 
 SEARCHED = "longrope"
@@ -35,6 +40,7 @@ class Problem:
         length: tokens of every sample.
         space: where candidates come from.
         seeds: candidates to start from, quantised by the algorithm.
+        ramp: what a coarse search moves first; None where nothing is known to grow with the length.
         methods: what to compare with, scored as published.
         samples: documents that score candidates, and held-out ones for the comparison alone.
         lengths: at which to compare, up to ``length``.
@@ -47,6 +53,57 @@ class Problem:
     methods: tuple[Baseline, ...]
     samples: SampleSet
     lengths: tuple[int, ...]
+    ramp: Ramp | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a search is run.
+
+    Attributes:
+        most: candidates the algorithm will ask for at most, for the progress display.
+        racing: whether candidates may be dropped before they are scored on all samples.
+        watched_every: rounds between looks at held-out documents; 0 for none.
+        budget: what else ends it.
+    """
+
+    most: int
+    racing: bool = False
+    watched_every: int = 0
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a search went.
+
+    Attributes:
+        stopped: why it ended early; None if it did not.
+        scored_tokens: tokens scored for candidates.
+        saved_tokens: those that racing saved.
+        looks: at held-out documents on the way.
+    """
+
+    stopped: str | None = None
+    scored_tokens: int = 0
+    saved_tokens: int = 0
+    looks: tuple[Look, ...] = ()
+
+    @property
+    def saved_share(self) -> float:
+        """Of all tokens that would have been scored without racing."""
+        return self.saved_tokens / max(self.scored_tokens + self.saved_tokens, 1)
+
+    def record(self) -> dict[str, Any]:
+        """For the factor file, in JSON's types; nothing where nothing happened."""
+        told: dict[str, Any] = {}
+        if self.saved_tokens:
+            told |= {"scored_tokens": self.scored_tokens, "saved_tokens": self.saved_tokens}
+        if self.stopped:
+            told["stopped"] = self.stopped
+        if self.looks:
+            told["looks"] = [asdict(look) for look in self.looks]
+        return told
 
 
 @dataclass(frozen=True)
@@ -66,6 +123,7 @@ class Solution:
     results: tuple[MethodResult, ...]
     scores: tuple[float, ...]
     convergence: tuple[tuple[int, float], ...]
+    course: Course = field(default_factory=Course)
 
     @property
     def evaluations(self) -> int:
@@ -83,30 +141,41 @@ def solve(
     problem: Problem,
     algorithm: SearchAlgorithm,
     scorer: Scorer,
-    planned: int,
+    plan: Plan,
     progress: Progress,
 ) -> Solution:
     """Run ``algorithm`` to its end on the search samples, then compare once on the held-out ones.
-
-    Args:
-        planned: candidates the algorithm will ask for at most, for the progress display.
 
     Raises:
         RunFailedError: if no candidate could be scored at all.
     """
     samples = problem.samples.search
+    race, watch = Race(samples), Watch(problem.samples.held_out)
+    stopping = Stopping(plan.budget, samples)
+    stopped: str | None = None
     convergence = []
     candidates = algorithm.ask()
     if candidates:
-        progress.note(predicted_cost(problem, scorer, candidates[:PROBES], planned))
-    progress.begin("search", planned * len(samples))
+        progress.note(predicted_cost(problem, scorer, candidates[:PROBES], plan.most))
+    progress.begin("search", plan.most * len(samples))
     while candidates:
-        algorithm.tell(scorer.perplexities(candidates, samples))
+        outcome = race.run(scorer, candidates, algorithm.rival if plan.racing else None)
+        algorithm.tell(outcome.scores, outcome.dropped)
         if algorithm.best is None:
             reasons = sorted({failure.reason for failure in scorer.failures()})
             raise RunFailedError(f"no candidate could be scored: {'; '.join(reasons[:3])}")
-        convergence.append((len(algorithm.history), algorithm.best[1]))
-        progress.describe(f"round {algorithm.round}, best perplexity {algorithm.best[1]:.4f}")
+        best, score = algorithm.best
+        convergence.append((len(algorithm.history), score))
+        progress.describe(f"round {algorithm.round}, best perplexity {score:.4f}")
+        stopped = stopping.reason(scorer, best, race.seconds)
+        if stopped:
+            scorer.record({"kind": "stop", "round": algorithm.round, "reason": stopped})
+            progress.note(f"the search ends after {len(algorithm.history)} candidates: {stopped}")
+            break
+        if plan.watched_every and algorithm.round % plan.watched_every == 0:
+            told = watch.look(scorer, len(algorithm.history), best, score)
+            if told:
+                progress.note(told)
         candidates = algorithm.ask()
     progress.end()
     if algorithm.best is None:
@@ -122,7 +191,10 @@ def solve(
     results = compare(scorer, methods, samples, problem.samples.held_out, problem.lengths)
     progress.end()
     scores = tuple(scored.score for scored in algorithm.history)
-    return Solution(best, best_without_n_hat, tuple(results), scores, tuple(convergence))
+    course = Course(stopped, race.scored, race.saved, tuple(watch.looks))
+    if race.saved:
+        progress.note(f"racing saved {100 * course.saved_share:.0f}% of the tokens that candidates would have cost")
+    return Solution(best, best_without_n_hat, tuple(results), scores, tuple(convergence), course)
 
 
 def predicted_cost(problem: Problem, scorer: Scorer, candidates: Sequence[Candidate], planned: int) -> str:

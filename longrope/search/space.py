@@ -21,7 +21,7 @@ FINEST_STEP = 1e-6
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Monotone lambdas on a grid, n_hat among choices, one fixed attention factor (arXiv 2402.13753, section 3.2).
+    """Monotone lambdas on a grid, n_hat among choices, and the attention factor (arXiv 2402.13753, section 3.2).
 
     The grid points are ``lambda_min + k * lambda_step`` for ``k`` in 0..``last``; ``lambda_max`` itself is one of
     them only when it lies on the grid. Points are computed from the integer ``k``, so they are the floats nearest
@@ -33,7 +33,8 @@ class SearchSpace:
         lambda_max: bound on the largest lambda; the paper takes 1.25 times target over original length.
         lambda_step: distance of grid points.
         n_hat_choices: start-token thresholds in tokens; stored sorted and unique, with 1 as 0 (they mean the same).
-        attention_factor: given to every proposed candidate.
+        attention_factor: given to every proposed candidate, unless it is searched, too.
+        attention_span: how many times ``attention_factor`` a candidate's may be, and what part of it; 1: it is fixed.
 
     Raises:
         SettingsError: if a bound, the step or a choice cannot be used.
@@ -45,9 +46,10 @@ class SearchSpace:
     lambda_step: float = 0.01
     n_hat_choices: tuple[int, ...] = PAPER_N_HAT
     attention_factor: float = 1.0
+    attention_span: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("lambda_min", "lambda_max", "lambda_step", "attention_factor"):
+        for name in ("lambda_min", "lambda_max", "lambda_step", "attention_factor", "attention_span"):
             value = float(getattr(self, name))
             if not (math.isfinite(value) and value > 0):
                 raise SettingsError(f"{name} is {value}; give a finite number above 0")
@@ -60,6 +62,8 @@ class SearchSpace:
             )
         if self.lambda_step < FINEST_STEP:
             raise SettingsError(f"lambda_step is {self.lambda_step}; give at least {FINEST_STEP}")
+        if self.attention_span < 1:
+            raise SettingsError(f"attention_span is {self.attention_span}; give at least 1")
         if not self.n_hat_choices:
             raise SettingsError("there are no choices for n_hat; give at least one, for example 0")
         for choice in self.n_hat_choices:
@@ -80,6 +84,18 @@ class SearchSpace:
         """Index of the highest grid point that is not above lambda_max."""
         width = Fraction(repr(self.lambda_max)) - Fraction(repr(self.lambda_min))
         return math.floor(width / Fraction(repr(self.lambda_step)))
+
+    @property
+    def searches_attention(self) -> bool:
+        """Whether candidates differ in their attention factor."""
+        return self.attention_span > 1
+
+    def nearest_attention(self, value: float) -> float:
+        """The attention factor nearest to ``value`` that a candidate can have: four decimals where it is searched."""
+        if not self.searches_attention:
+            return self.attention_factor
+        low, high = self.attention_factor / self.attention_span, self.attention_factor * self.attention_span
+        return round(min(max(value, low), high), 4)
 
     def value(self, index: int) -> float:
         """Lambda at grid point ``index``; indices outside 0..last go on beyond the bounds."""
@@ -114,16 +130,17 @@ class SearchSpace:
             and all(self.value(index) == value for index, value in zip(indices, candidate.lambdas, strict=True))
             and all(before <= after for before, after in pairwise(indices))
             and candidate.n_hat in self.n_hat_choices
-            and candidate.attention_factor == self.attention_factor
+            and candidate.attention_factor == self.nearest_attention(candidate.attention_factor)
         )
 
     def project(self, candidate: Candidate) -> Candidate:
         """A candidate of this space near ``candidate``, which stays as it is when the space contains it.
 
         Lambdas are quantised, clipped to the bounds and replaced by their running maximum; n_hat becomes the
-        nearest choice.
+        nearest choice, and the attention factor the nearest one.
         """
-        return self.at(self.indices(candidate), self.nearest_n_hat(candidate))
+        nearest = self.at(self.indices(candidate), self.nearest_n_hat(candidate))
+        return Candidate(nearest.lambdas, nearest.n_hat, self.nearest_attention(candidate.attention_factor))
 
     def indices(self, candidate: Candidate) -> tuple[int, ...]:
         """Grid indices of the projected lambdas: rising, within 0..last."""

@@ -206,10 +206,10 @@ def test_defaults_are_those_of_the_paper(longrope: Run, monkeypatch: pytest.Monk
     for length in ("128k", "1m"):
         longrope("search", model_folder, "--target-length", length, "--data", "texts", "--output", "out")
     small, large = received
-    sizes = small.algorithm.genetic(small.target_length)
+    sizes = small.algorithm.sizes(small.target_length)
     assert (sizes.population, sizes.mutations, sizes.crossovers, sizes.parents) == (64, 16, 16, 32)
     assert (sizes.iterations, sizes.mutation_probability, sizes.max_evaluations) == (40, 0.3, None)
-    halved = large.algorithm.genetic(large.target_length)
+    halved = large.algorithm.sizes(large.target_length)
     assert (halved.population, halved.mutations, halved.crossovers, halved.parents) == (32, 8, 8, 32)
     assert (small.data.sample_count(small.target_length), large.data.sample_count(large.target_length)) == (5, 3)
     assert small.algorithm.n_hat == (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)

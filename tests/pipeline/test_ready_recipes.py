@@ -12,7 +12,7 @@ from longrope.data.mixture import ready_mixtures
 from longrope.lengths import parse_lengths
 from longrope.pipeline.recipe import read_recipe, ready_recipes
 from longrope.pipeline.stages import EvaluateStage, FinetuneStage, ReadjustStage, Recipe, SearchStage, Stage
-from longrope.search.genetic import GeneticSettings
+from longrope.search.paper import PaperSettings
 
 K = 1024
 FOLLOWED = sorted(name for name in ready_recipes() if not name.startswith("demo"))
@@ -69,12 +69,12 @@ def test_llama2_to_2048k_is_the_papers() -> None:
     assert recipe.model.name == "meta-llama/Llama-2-7b-hf"
     kinds = [stage.kind for stage in recipe.stages]
     assert kinds == ["search", "finetune"] * 2 + ["search", "readjust"] + ["evaluate"] * 3 + ["export"]
-    paper = GeneticSettings(
+    paper = PaperSettings(
         population=64, mutations=16, crossovers=16, mutation_probability=0.3, iterations=40, parents=32
     )
     halved = replace(paper, population=32, mutations=8, crossovers=8, iterations=15)
     searches = [
-        (length, stage.settings.algorithm.genetic(length), stage.settings.data.sample_count(length))
+        (length, stage.settings.algorithm.sizes(length), stage.settings.data.sample_count(length))
         for stage in of_kind(recipe, SearchStage)
         if (length := stage.settings.target_length)
     ]
@@ -124,7 +124,7 @@ def test_recipes_after_longrope2(name: str) -> None:
     [search] = of_kind(recipe, SearchStage)
     assert search.settings.target_length == 128 * K
     assert (search.settings.data.objective, search.settings.data.samples) == ("needle", 10)
-    sizes = search.settings.algorithm.genetic(128 * K)
+    sizes = search.settings.algorithm.sizes(128 * K)
     assert (sizes.population, sizes.iterations, sizes.mutation_probability) == (64, 40, 0.3)
     assert training(recipe, "learning_rate", "schedule", "global_batch") == [(2e-5, "cosine", 64)]
 

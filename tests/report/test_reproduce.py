@@ -86,7 +86,7 @@ def test_a_search(understood: Understood, search_run: Path) -> None:
     provenance = load_factors(search_run / "factors.json").provenance
     parsed, *_ = understood(search_command(provenance), "longrope.search.search.search")
     assert isinstance(parsed, SearchSettings)
-    recorded, sizes = provenance["settings"], parsed.algorithm.genetic(parsed.target_length)
+    recorded, sizes = provenance["settings"], parsed.algorithm.sizes(parsed.target_length)
     assert parsed.model == provenance["model"]["name"]
     assert (parsed.target_length, parsed.seed) == (512, provenance["seed"])
     for name in ("population", "mutations", "crossovers", "iterations", "parents", "max_evaluations"):

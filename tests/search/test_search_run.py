@@ -31,12 +31,12 @@ from longrope.runs.model import open_model
 from longrope.runs.progress import Progress
 from longrope.search.candidate import Candidate
 from longrope.search.evaluation import Task
-from longrope.search.genetic import GeneticSearch, GeneticSettings
+from longrope.search.paper import PaperSearch, PaperSettings
 from longrope.search.run import open_samples
 from longrope.search.scorer import Scorer
-from longrope.search.search import SearchReport, planned, search
+from longrope.search.search import SearchReport, search
 from longrope.search.settings import DataSettings
-from longrope.search.solve import Problem, Solution, solve
+from longrope.search.solve import Plan, Problem, Solution, solve
 from longrope.search.space import SearchSpace
 from longrope.workers.settings import ExecutionSettings
 
@@ -306,7 +306,7 @@ SAMPLES = SampleSet(
 )
 
 
-def solved(folder: Path, loss: Any, sizes: GeneticSettings, n_hat: tuple[int, ...] = (0, 8)) -> tuple[Solution, list]:
+def solved(folder: Path, loss: Any, sizes: PaperSettings, n_hat: tuple[int, ...] = (0, 8)) -> tuple[Solution, list]:
     rope = ModelRope(ARCHITECTURES["llama"], FixedFactors(PLAIN), WINDOW)
     space = SearchSpace(pairs=8, lambda_min=1.0, lambda_max=5.0, n_hat_choices=n_hat)
     seeds = tuple(Candidate.from_factors(method(PLAIN, 256)) for method in (linear, ntk))
@@ -314,21 +314,21 @@ def solved(folder: Path, loss: Any, sizes: GeneticSettings, n_hat: tuple[int, ..
     pool = InProcessPool(Formula(loss))
     with Journal.create(folder / "journal", {}) as journal:
         scorer = Scorer(pool, journal, Progress())
-        return solve(problem, GeneticSearch(space, seeds, sizes, 0), scorer, planned(sizes), Progress()), pool.asked
+        return solve(problem, PaperSearch(space, seeds, sizes, 0), scorer, Plan(sizes.most), Progress()), pool.asked
 
 
 def test_the_search_improves_on_its_seeds_and_never_looks_at_held_out_documents(tmp_path: Path) -> None:
     def loss(candidate: Candidate, sample: str) -> float:
         return 1 + sum((value - 3) ** 2 for value in candidate.lambdas) / 100 + candidate.n_hat / 80
 
-    sizes = GeneticSettings(population=16, mutations=8, crossovers=8, iterations=10, parents=8)
+    sizes = PaperSettings(population=16, mutations=8, crossovers=8, iterations=10, parents=8)
     solution, asked = solved(tmp_path, loss, sizes)
     assert solution.best.n_hat == 0
     assert min(solution.scores) < min(solution.scores[:2])
     bests = [best for _, best in solution.convergence]
     assert bests == sorted(bests, reverse=True)
     assert [count for count, _ in solution.convergence] == [16 * (step + 1) for step in range(11)]
-    assert solution.evaluations == planned(sizes) == 16 + 10 * 16
+    assert solution.evaluations == sizes.most == 16 + 10 * 16
     held_out = {sample.digest for sample in SAMPLES.held_out}
     searching = asked[: 2 * solution.evaluations]
     assert not [task for task in searching if task.sample in held_out]
@@ -336,7 +336,7 @@ def test_the_search_improves_on_its_seeds_and_never_looks_at_held_out_documents(
 
 
 def test_the_best_with_n_hat_zero_is_compared_as_well(tmp_path: Path) -> None:
-    sizes = GeneticSettings(population=20, mutations=2, crossovers=2, iterations=1, parents=8)
+    sizes = PaperSettings(population=20, mutations=2, crossovers=2, iterations=1, parents=8)
     solution, _ = solved(tmp_path, lambda candidate, sample: 2.0 - candidate.n_hat / 8, sizes)
     assert (solution.best.n_hat, solution.best_without_n_hat.n_hat) == (8, 0)
     assert [(row.name, row.search) for row in solution.results] == [
@@ -346,9 +346,9 @@ def test_the_best_with_n_hat_zero_is_compared_as_well(tmp_path: Path) -> None:
 
 
 def test_evaluations_can_be_limited(tmp_path: Path) -> None:
-    sizes = GeneticSettings(population=20, iterations=5, max_evaluations=7)
+    sizes = PaperSettings(population=20, iterations=5, max_evaluations=7)
     solution, asked = solved(tmp_path, lambda candidate, sample: 1.0, sizes)
-    assert planned(sizes) == 7
+    assert sizes.most == 7
     assert solution.evaluations == 7
     assert len({task.candidate for task in asked}) == 7
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from longrope.exceptions import SettingsError
 from longrope.search.candidate import Candidate
-from longrope.search.genetic import Genes, GeneticSearch, GeneticSettings
+from longrope.search.paper import Genes, PaperSearch, PaperSettings
 from longrope.search.space import SearchSpace
 
 SCALE = 8.0
@@ -54,7 +54,7 @@ def noise(candidate):
     return math.inf if number % 4 == 0 else float(number % 1009)
 
 
-SMALL = GeneticSettings(population=12, mutations=5, crossovers=5, iterations=6, parents=6)
+SMALL = PaperSettings(population=12, mutations=5, crossovers=5, iterations=6, parents=6)
 
 
 @st.composite
@@ -75,7 +75,7 @@ def searches(draw):
         st.sampled_from([1.0, 1.2]),
     )
     seeds = draw(st.lists(anything, min_size=1, max_size=5))
-    sizes = GeneticSettings(
+    sizes = PaperSettings(
         population=draw(st.integers(1, 12)),
         mutations=draw(st.integers(1, 5)),
         crossovers=draw(st.integers(0, 5)),
@@ -84,7 +84,7 @@ def searches(draw):
         parents=draw(st.integers(2, 8)),
         max_evaluations=draw(st.sampled_from([None, 1, 7, 20])),
     )
-    return GeneticSearch(space, seeds, sizes, draw(st.integers(0, 9)))
+    return PaperSearch(space, seeds, sizes, draw(st.integers(0, 9)))
 
 
 @settings(deadline=None, max_examples=60)
@@ -104,7 +104,7 @@ def test_every_search_stays_in_its_space_and_never_repeats_itself(search, salt):
 
 
 def test_counts_at_the_papers_settings():
-    search = GeneticSearch(SPACE, [pi(), ntk()], GeneticSettings(), seed=0)
+    search = PaperSearch(SPACE, [pi(), ntk()], PaperSettings(), seed=0)
     rounds = run(search, distance_to_a_step)
     assert [len(candidates) for candidates in rounds] == [64] + [32] * 40
     assert len(search.history) == 1344
@@ -113,30 +113,30 @@ def test_counts_at_the_papers_settings():
 
 @pytest.mark.parametrize("limit", [1, 2, 12, 13, 22, 30, 61])
 def test_max_evaluations_is_met_exactly(limit):
-    sizes = GeneticSettings(population=12, mutations=5, crossovers=5, iterations=6, parents=6, max_evaluations=limit)
-    limited = run(GeneticSearch(SPACE, [pi(), ntk()], sizes, seed=1), distance_to_a_step)
-    unlimited = run(GeneticSearch(SPACE, [pi(), ntk()], SMALL, seed=1), distance_to_a_step)
+    sizes = PaperSettings(population=12, mutations=5, crossovers=5, iterations=6, parents=6, max_evaluations=limit)
+    limited = run(PaperSearch(SPACE, [pi(), ntk()], sizes, seed=1), distance_to_a_step)
+    unlimited = run(PaperSearch(SPACE, [pi(), ntk()], SMALL, seed=1), distance_to_a_step)
     assert flat(limited) == flat(unlimited)[:limit]
     assert sum(map(len, limited)) == limit
 
 
 def test_same_seed_same_search_whatever_the_order_of_the_scores():
-    searches = [GeneticSearch(SPACE, [pi(), ntk()], SMALL, seed=7) for _ in range(2)]
+    searches = [PaperSearch(SPACE, [pi(), ntk()], SMALL, seed=7) for _ in range(2)]
     first, second = run(searches[0], noise), run(searches[1], noise, order=random.Random(0))
     assert first == second
     assert searches[0].history == searches[1].history
-    assert run(GeneticSearch(SPACE, [pi(), ntk()], SMALL, seed=8), noise) != first
+    assert run(PaperSearch(SPACE, [pi(), ntk()], SMALL, seed=8), noise) != first
 
 
 def test_equal_scores_are_ranked_in_the_order_asked():
-    first, second = (GeneticSearch(SPACE, [pi(), ntk()], SMALL, seed=7) for _ in range(2))
+    first, second = (PaperSearch(SPACE, [pi(), ntk()], SMALL, seed=7) for _ in range(2))
     assert run(first, lambda candidate: 1.0) == run(second, lambda candidate: 1.0, order=random.Random(1))
     assert first.best == (SPACE.quantise(pi()), 1.0)
 
 
 def test_the_search_is_the_same_in_every_python_version():
     """Pinned, so that a factors.json can be made again from its seed."""
-    search = GeneticSearch(SearchSpace(4, 1.0, 5.0), [Candidate((1.0, 2.0, 3.0, 4.0), 0, 1.0)], SMALL, seed=3)
+    search = PaperSearch(SearchSpace(4, 1.0, 5.0), [Candidate((1.0, 2.0, 3.0, 4.0), 0, 1.0)], SMALL, seed=3)
     run(search, noise)
     last = search.history[-1].candidate
     assert (len(search.history), last.lambdas, last.n_hat) == (72, (1.95, 2.23, 4.3, 4.77), 128)
@@ -145,8 +145,8 @@ def test_the_search_is_the_same_in_every_python_version():
 @pytest.mark.parametrize("seed", range(4))
 def test_search_finds_factors_far_better_than_its_seeds(seed):
     seeds = [pi(), ntk()]
-    sizes = GeneticSettings(iterations=15)
-    search = GeneticSearch(SPACE, seeds, sizes, seed)
+    sizes = PaperSettings(iterations=15)
+    search = PaperSearch(SPACE, seeds, sizes, seed)
     run(search, distance_to_a_step)
     candidate, score = search.best
     assert score == distance_to_a_step(candidate)
@@ -155,7 +155,7 @@ def test_search_finds_factors_far_better_than_its_seeds(seed):
 
 def test_round_0_is_the_quantised_seeds_without_duplicates_and_then_mutations():
     seeds = [pi(), ntk(), pi(), Candidate((SCALE + 1e-4,) * PAIRS, 0, 1.0)]
-    asked = GeneticSearch(SPACE, seeds, SMALL, seed=0).ask()
+    asked = PaperSearch(SPACE, seeds, SMALL, seed=0).ask()
     assert asked[:2] == [SPACE.quantise(pi()), SPACE.quantise(ntk())]
     assert len(asked) == SMALL.population
     kept = [max(same(child, seed) for seed in asked[:2]) for child in asked[2:]]
@@ -172,7 +172,7 @@ def test_seeds_outside_the_space_are_asked_as_they_are_and_have_children_inside(
         Candidate((20.0,) * 4, 0, 1.0),
     ]
     space = SearchSpace(4, 1.0, 10.0, attention_factor=1.1)
-    search = GeneticSearch(space, seeds, SMALL, seed=0)
+    search = PaperSearch(space, seeds, SMALL, seed=0)
     rounds = run(search, noise)
     assert rounds[0][:2] == seeds
     assert all(space.contains(child) for child in flat(rounds)[2:])
@@ -183,9 +183,9 @@ def test_invalid_candidates_are_never_parents_and_never_best():
     """No gene of the invalid seed turns up in a child."""
     space = SearchSpace(2, 1.0, 10.0, n_hat_choices=(0,))
     invalid, good = Candidate((2.22, 9.99), 0, 1.0), Candidate((5.0, 9.0), 0, 1.0)
-    sizes = GeneticSettings(population=2, mutations=8, crossovers=8, mutation_probability=0.5, iterations=1, parents=8)
+    sizes = PaperSettings(population=2, mutations=8, crossovers=8, mutation_probability=0.5, iterations=1, parents=8)
     for seed in range(10):
-        search = GeneticSearch(space, [invalid, good], sizes, seed)
+        search = PaperSearch(space, [invalid, good], sizes, seed)
         search.tell(dict(zip(search.ask(), [math.inf, 3.0], strict=True)))
         children = search.ask()
         assert len(children) == 8, "one valid parent has mutations but no crossovers"
@@ -195,17 +195,15 @@ def test_invalid_candidates_are_never_parents_and_never_best():
 
 
 def test_a_search_without_a_valid_candidate_ends():
-    search = GeneticSearch(SPACE, [pi()], SMALL, seed=0)
+    search = PaperSearch(SPACE, [pi()], SMALL, seed=0)
     assert len(run(search, lambda candidate: math.inf)) == 1
     assert search.best is None
 
 
 def test_parents_are_the_best_of_everything_told():
     """When few genes mutate, every child of the last round is close to one of the two best so far."""
-    sizes = GeneticSettings(
-        population=20, mutations=10, crossovers=0, mutation_probability=0.05, iterations=5, parents=2
-    )
-    search = GeneticSearch(SPACE, [pi(), ntk()], sizes, seed=0)
+    sizes = PaperSettings(population=20, mutations=10, crossovers=0, mutation_probability=0.05, iterations=5, parents=2)
+    search = PaperSearch(SPACE, [pi(), ntk()], sizes, seed=0)
     for _ in range(6):
         best = [scored.candidate for scored in search.ranked()[:2]]
         children = search.ask()
@@ -216,7 +214,7 @@ def test_parents_are_the_best_of_everything_told():
 
 
 def test_best_with_n_hat_0():
-    search = GeneticSearch(SPACE, [pi(), ntk()], SMALL, seed=0)
+    search = PaperSearch(SPACE, [pi(), ntk()], SMALL, seed=0)
     run(search, distance_to_a_step)
     candidate, score = search.best_with(lambda candidate: candidate.n_hat == 0)
     assert candidate.n_hat == 0
@@ -226,7 +224,7 @@ def test_best_with_n_hat_0():
 
 
 def test_crossover_draws_uniformly_from_the_monotone_children():
-    search = GeneticSearch(SearchSpace(3, 1.0, 10.0, 1.0, (0, 4)), [Candidate((1.0, 2.0, 3.0), 0, 1.0)], SMALL, seed=0)
+    search = PaperSearch(SearchSpace(3, 1.0, 10.0, 1.0, (0, 4)), [Candidate((1.0, 2.0, 3.0), 0, 1.0)], SMALL, seed=0)
     first, second = Genes((0, 1, 5), 0), Genes((2, 3, 6), 4)
     drawn = [search._cross(first, second) for _ in range(6000)]
     monotone = {(0, 1, 5), (0, 1, 6), (0, 3, 5), (0, 3, 6), (2, 3, 5), (2, 3, 6)}
@@ -240,7 +238,7 @@ def test_crossover_draws_uniformly_from_the_monotone_children():
 def test_crossover_of_parents_with_many_lambdas_mixes_them():
     """Of the 2**64 mixtures of parents that cross once, about a thousand are monotone; those are drawn."""
     pairs = 64
-    search = GeneticSearch(SearchSpace(pairs, 1.0, 10.0), [Candidate((1.0,) * pairs, 0, 1.0)], SMALL, seed=0)
+    search = PaperSearch(SearchSpace(pairs, 1.0, 10.0), [Candidate((1.0,) * pairs, 0, 1.0)], SMALL, seed=0)
     flat, steep = Genes((300,) * pairs, 0), Genes(tuple(10 * i for i in range(pairs)), 0)
     children = {search._cross(flat, steep).indices for _ in range(200)}
     assert len(children) > 150
@@ -249,8 +247,8 @@ def test_crossover_of_parents_with_many_lambdas_mixes_them():
 
 @pytest.mark.parametrize(("probability", "kept"), [(0.3, 0.7), (0.05, 0.95)])
 def test_mutation_keeps_genes_with_their_probability(probability, kept):
-    sizes = GeneticSettings(mutation_probability=probability)
-    search = GeneticSearch(SearchSpace(PAIRS, 1.0, 1000.0), [pi()], sizes, seed=0)
+    sizes = PaperSettings(mutation_probability=probability)
+    search = PaperSearch(SearchSpace(PAIRS, 1.0, 1000.0), [pi()], sizes, seed=0)
     parent = Genes(tuple(range(4000, 90000, 5400))[:PAIRS], 12)
     children = [search._mutate(parent) for _ in range(2000)]
     lambdas_kept = sum(a == b for child in children for a, b in zip(child.indices, parent.indices, strict=True))
@@ -260,14 +258,14 @@ def test_mutation_keeps_genes_with_their_probability(probability, kept):
 
 
 def test_mutation_reaches_every_monotone_choice():
-    search = GeneticSearch(SearchSpace(2, 1.0, 1.5, 0.1), [Candidate((1.2, 1.3), 0, 1.0)], SMALL, seed=0)
+    search = PaperSearch(SearchSpace(2, 1.0, 1.5, 0.1), [Candidate((1.2, 1.3), 0, 1.0)], SMALL, seed=0)
     children = {search._mutate(Genes((2, 3), 0)).indices for _ in range(3000)}
     assert children == {(i, j) for i in range(6) for j in range(i, 6)}
 
 
 def test_population_mutations_and_crossovers_are_halved_above_512k():
-    assert GeneticSettings.paper(512 * 1024) == GeneticSettings(64, 16, 16, 0.3, 40, 32, None)
-    assert GeneticSettings.paper(512 * 1024 + 1) == GeneticSettings(32, 8, 8, 0.3, 40, 32, None)
+    assert PaperSettings.paper(512 * 1024) == PaperSettings(64, 16, 16, 0.3, 40, 32, None)
+    assert PaperSettings.paper(512 * 1024 + 1) == PaperSettings(32, 8, 8, 0.3, 40, 32, None)
 
 
 @pytest.mark.parametrize(
@@ -288,17 +286,17 @@ def test_population_mutations_and_crossovers_are_halved_above_512k():
 )
 def test_unusable_sizes_are_refused(changed):
     with pytest.raises(SettingsError):
-        GeneticSettings(**changed)
+        PaperSettings(**changed)
 
 
 @pytest.mark.parametrize("seeds", [[], [Candidate((1.0, 2.0), 0, 1.0)]])
 def test_unusable_seeds_are_refused(seeds):
     with pytest.raises(SettingsError, match="to start from"):
-        GeneticSearch(SPACE, seeds, SMALL, seed=0)
+        PaperSearch(SPACE, seeds, SMALL, seed=0)
 
 
 def test_ask_and_tell_alternate_and_fit():
-    search = GeneticSearch(SPACE, [pi(), ntk()], SMALL, seed=0)
+    search = PaperSearch(SPACE, [pi(), ntk()], SMALL, seed=0)
     scores = dict.fromkeys(search.ask(), 1.0)
     with pytest.raises(AssertionError):
         search.ask()

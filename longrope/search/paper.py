@@ -1,4 +1,4 @@
-"""GeneticSearch: the evolutionary search of LongRoPE (arXiv 2402.13753, section 3.3 and algorithm 1)."""
+"""PaperSearch: the evolutionary search of LongRoPE (arXiv 2402.13753, section 3.3 and algorithm 1)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import groupby, pairwise
 from typing import NamedTuple, TypeVar
 
 from longrope.exceptions import SettingsError
-from longrope.search.algorithm import SearchAlgorithm
+from longrope.search.algorithm import SearchAlgorithm, cut
 from longrope.search.candidate import Candidate
 from longrope.search.space import SearchSpace
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class GeneticSettings:
+class PaperSettings:
     """Sizes of the genetic search; the defaults are the paper's (arXiv 2402.13753, appendix A.1).
 
     Attributes:
@@ -58,8 +58,19 @@ class GeneticSettings:
         if self.max_evaluations is not None and self.max_evaluations < 1:
             raise SettingsError(f"max evaluations is {self.max_evaluations}; give at least 1")
 
+    @property
+    def most(self) -> int:
+        """Candidates that are asked for at most."""
+        total = self.population + self.iterations * (self.mutations + self.crossovers)
+        return total if self.max_evaluations is None else min(total, self.max_evaluations)
+
+    def rounds(self, seeds: int) -> list[int]:
+        """Candidates of each round, from so many seeds, if unseen children are found for all of them."""
+        later = [self.mutations + self.crossovers] * self.iterations
+        return cut([max(self.population, seeds), *later], self.max_evaluations)
+
     @classmethod
-    def paper(cls, target_length: int) -> GeneticSettings:
+    def paper(cls, target_length: int) -> PaperSettings:
         """The paper's sizes: population, mutations and crossovers are halved for targets above 512k tokens."""
         return cls(population=32, mutations=8, crossovers=8) if target_length > HALVED_ABOVE else cls()
 
@@ -71,7 +82,7 @@ class Genes(NamedTuple):
     n_hat: int
 
 
-class GeneticSearch(SearchAlgorithm):
+class PaperSearch(SearchAlgorithm):
     """Round 0 is the seeds and mutations of them; each later round is children of the best candidates so far.
 
     Every child is in the space. Seeds are scored as they are (quantised only), inside the space or not, and have
@@ -88,12 +99,12 @@ class GeneticSearch(SearchAlgorithm):
         SettingsError: if there are no seeds, or one has another number of lambdas than the space.
     """
 
-    name = "genetic"
+    name = "paper"
 
-    def __init__(self, space: SearchSpace, seeds: Sequence[Candidate], settings: GeneticSettings, seed: int) -> None:
+    def __init__(self, space: SearchSpace, seeds: Sequence[Candidate], settings: PaperSettings, seed: int) -> None:
         super().__init__()
         if not seeds:
-            raise SettingsError("a genetic search needs at least one candidate to start from")
+            raise SettingsError("a search needs at least one candidate to start from")
         for candidate in seeds:
             if len(candidate.lambdas) != space.pairs:
                 raise SettingsError(
@@ -102,6 +113,7 @@ class GeneticSearch(SearchAlgorithm):
         self.space = space
         self.seeds = list(dict.fromkeys(space.quantise(candidate) for candidate in seeds))
         self.settings = settings
+        self.survivors = settings.parents
         self._random = random.Random(seed)
 
     def _propose(self) -> list[Candidate]:

@@ -1,0 +1,149 @@
+"""CoarseToFine: a search that first moves a few numbers, then some knots, and at last every lambda by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from longrope.exceptions import SettingsError
+from longrope.search.algorithm import SearchAlgorithm, cut
+from longrope.search.candidate import Candidate
+from longrope.search.levels import Genes, IncrementLevel, Level, Ramp, RampLevel
+from longrope.search.optimiser import Optimiser
+from longrope.search.space import SearchSpace
+
+KNOTS = 7
+SURVIVORS = 4
+"""Candidates, the best so far, that new ones must be able to come among to be scored in full."""
+TRIES = 100
+"""Rounds in a row that may bring nothing new before the search ends: every candidate near its best is known."""
+
+
+@dataclass(frozen=True)
+class CoarseToFineSettings:
+    """Sizes of a coarse-to-fine search.
+
+    Attributes:
+        population: candidates of a round.
+        max_evaluations: candidates in all.
+        coarse: candidates before the ramp gives way to knots, where there is a ramp.
+        knots: candidates before the knots give way to all pairs.
+
+    Raises:
+        SettingsError: if a size cannot be used.
+    """
+
+    population: int = 8
+    max_evaluations: int = 200
+    coarse: int = 80
+    knots: int = 160
+
+    def __post_init__(self) -> None:
+        for name, least in (("population", 2), ("max_evaluations", 1), ("coarse", 0), ("knots", 0)):
+            if getattr(self, name) < least:
+                raise SettingsError(f"{name} is {getattr(self, name)}; give at least {least}")
+
+    @property
+    def most(self) -> int:
+        """Candidates that are asked for at most."""
+        return self.max_evaluations
+
+    def rounds(self, seeds: int) -> list[int]:
+        """Candidates of each round, from so many seeds, if none is proposed twice."""
+        later = max(0, self.max_evaluations - seeds)
+        return cut([seeds, *[self.population] * -(-later // self.population)], self.max_evaluations)
+
+
+class CoarseToFine(SearchAlgorithm):
+    """Round 0 is the seeds; then one optimiser a level, each from the best candidate that the levels before it found.
+
+    Seeds are scored as they are (quantised only), inside the space or not.
+
+    Args:
+        ramp: what the first level starts from; without one the search begins with knots about the best seed.
+        settings: its sizes.
+        seed: of the random numbers.
+        optimiser: what searches the genes of a level.
+
+    Raises:
+        SettingsError: if there are no seeds, or one has another number of lambdas than the space.
+    """
+
+    name: ClassVar[str] = "coarse to fine"
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        seeds: Sequence[Candidate],
+        ramp: Ramp | None,
+        settings: CoarseToFineSettings,
+        seed: int,
+        optimiser: type[Optimiser],
+    ) -> None:
+        super().__init__()
+        if not seeds:
+            raise SettingsError("a search needs at least one candidate to start from")
+        for candidate in seeds:
+            if len(candidate.lambdas) != space.pairs:
+                raise SettingsError(
+                    f"a candidate to start from has {len(candidate.lambdas)} lambdas; the model has {space.pairs}"
+                )
+        self.space = space
+        self.seeds = list(dict.fromkeys(space.quantise(candidate) for candidate in seeds))
+        self.settings = settings
+        self.survivors = SURVIVORS
+        self._ramp = ramp
+        self._make = optimiser
+        self._random = np.random.default_rng(seed)
+        self._stage = -1
+        self._optimiser: Optimiser | None = None
+        self._genes: list[Genes] = []
+        self._candidates: list[Candidate] = []
+        self._scores: dict[Candidate, float] = {}
+
+    def _propose(self) -> list[Candidate]:
+        left = self.settings.max_evaluations - len(self.history)
+        if self.round == 0:
+            return self.seeds[:left]
+        if left <= 0 or self.best is None:
+            return []
+        self._scores.update((scored.candidate, scored.score) for scored in self.history[len(self._scores) :])
+        for _ in range(TRIES):
+            self._learn()
+            self._enter_stage()
+            assert self._optimiser is not None
+            self._genes = self._optimiser.ask()
+            self._candidates = [self._optimiser.level.decode(genes) for genes in self._genes]
+            new = [each for each in dict.fromkeys(self._candidates) if each not in self._scores]
+            if new:
+                return new[:left]
+        return []
+
+    def _learn(self) -> None:
+        """Tell the optimiser of the level what it asked for last, now that all of it is known."""
+        if self._optimiser is not None and self._genes:
+            self._optimiser.tell(self._genes, [self._scores[candidate] for candidate in self._candidates])
+            self._genes = []
+
+    def _enter_stage(self) -> None:
+        """Begin the next level when the candidates of this one are spent."""
+        told = len(self.history)
+        stage = 0 if self._ramp and told < self.settings.coarse else 1 if told < self.settings.knots else 2
+        if stage != self._stage:
+            self._stage = stage
+            seed = int(self._random.integers(2**31))
+            known = self.best[1] if stage and self.best else None
+            self._optimiser = self._make(self._level(stage), self.settings.population, seed, known)
+
+    def _level(self, stage: int) -> Level:
+        if stage == 0:
+            assert self._ramp is not None
+            return RampLevel(self.space, self._ramp)
+        assert self.best is not None
+        pairs = self.space.pairs
+        knots = min(KNOTS, pairs) if stage == 1 else pairs
+        chooses = stage == 2 and len(self.space.n_hat_choices) > 1
+        return IncrementLevel(self.space, self.best[0], knots, chooses)

@@ -1,0 +1,107 @@
+"""Bayesian optimisation over the genes of a level: a Gaussian process says where improvement is expected.
+
+Expected improvement and its use of a believer for rounds of several candidates: Jones et al. 1998, and Ginsbourger et
+al. 2010. An evaluation of a long sample takes seconds to hours, the process a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from longrope.search.levels import Genes, Level
+from longrope.search.optimiser import Optimiser
+
+FIRST_SPREAD = 0.8
+"""Standard deviation of the first round, in the units of the genes."""
+WORST = 0.3
+"""Scores, in nats, above the best one by more than this count as if they were so: how bad the bad are says nothing."""
+ELITE = 4
+DRAWN, NEAR = 1000, 1500
+"""Vectors to choose from: anywhere, and about the best ones."""
+
+
+class BayesianOptimiser(Optimiser):
+    """A Gaussian process with one length scale for all genes, and expected improvement in log perplexity."""
+
+    def __init__(self, level: Level, round_size: int, seed: int, start_score: float | None = None) -> None:
+        super().__init__(level, round_size, seed, start_score)
+        self._random = np.random.default_rng(seed)
+        self._genes: list[Genes] = [] if start_score is None else [level.start]
+        self._scores: list[float] = [] if start_score is None else [start_score]
+
+    def ask(self) -> list[Genes]:
+        if not np.isfinite(self._scores).sum() >= 2:
+            return self._first()
+        genes, scores = np.array(self._genes), np.log(self._scores)
+        scores = np.minimum(scores, scores.min() + WORST)
+        process = self._fitted(genes, scores)
+        chosen: list[Genes] = []
+        for _ in range(self.round_size):
+            offered = self._offered(genes[np.argsort(scores, kind="stable")[:ELITE]])
+            mean, deviation = process.predict(offered, return_std=True)
+            pick = int(np.argmax(_expected_improvement(scores.min(), mean, deviation)))
+            chosen.append(offered[pick])
+            # Believe the prediction, so that the next of the round is looked for elsewhere.
+            genes, scores = np.vstack([genes, offered[pick]]), np.append(scores, mean[pick])
+            process = self._process(process.kernel_, fixed=True).fit(genes, scores)
+        return chosen
+
+    def tell(self, genes: Sequence[Genes], scores: Sequence[float]) -> None:
+        self._genes += list(genes)
+        self._scores += list(scores)
+
+    def _first(self) -> list[Genes]:
+        """A round that fills the space evenly (Sobol), as a normal distribution would."""
+        from scipy.stats import norm, qmc
+
+        size = self.level.size
+        with warnings.catch_warnings():  # balance needs a power of two, evenness does not
+            warnings.simplefilter("ignore", UserWarning)
+            points = qmc.Sobol(size, rng=self._random).random(self.round_size)
+        return list(self.level.start + FIRST_SPREAD * norm.ppf(np.clip(points, 0.02, 0.98)))
+
+    def _offered(self, elite: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        size = self.level.size
+        anywhere = self.level.start + self._random.normal(size=(DRAWN, size))
+        reach = np.exp(self._random.uniform(-3, 0, (NEAR, 1)))
+        near = elite[self._random.integers(len(elite), size=NEAR)] + reach * self._random.normal(size=(NEAR, size))
+        return np.vstack([anywhere, near])
+
+    def _fitted(self, genes: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> Any:
+        from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+        width = math.sqrt(self.level.size / 5)  # distances grow with the number of genes
+        kernel = ConstantKernel(1.0, (0.1, 10.0)) * RBF(width, (0.4 * width, 2.5 * width))
+        return self._process(kernel + WhiteKernel(1e-3, (1e-5, 0.1))).fit(genes, scores)
+
+    @staticmethod
+    def _process(kernel: Any, fixed: bool = False) -> Any:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.gaussian_process import GaussianProcessRegressor
+
+        class Process(GaussianProcessRegressor):  # type: ignore[misc]
+            """Silent about kernel parameters at their bounds, which bounds are for."""
+
+            def fit(self, genes: Any, scores: Any) -> Any:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ConvergenceWarning)
+                    return super().fit(genes, scores)
+
+        return Process(kernel, optimizer=None if fixed else "fmin_l_bfgs_b", normalize_y=True)
+
+
+def _expected_improvement(
+    best: float, mean: npt.NDArray[np.float64], deviation: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    from scipy.stats import norm
+
+    deviation = np.maximum(deviation, 1e-9)
+    gain = (best - mean) / deviation
+    expected: npt.NDArray[np.float64] = deviation * (gain * norm.cdf(gain) + norm.pdf(gain))
+    return expected

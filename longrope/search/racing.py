@@ -1,0 +1,149 @@
+"""Racing: candidates are scored sample by sample, and who is seen to be too far behind is scored no further.
+
+A candidate is compared with a rival, the last of those that matter, on the blocks that both were scored on. It is
+dropped when the mean of the paired differences is above 0 by more than chance allows. Decisions are taken after every
+sample, when all that are still in the race have been scored on it, so they do not depend on who was faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from longrope.data.samples import Sample
+from longrope.model.score import perplexity
+from longrope.search.candidate import Candidate
+from longrope.search.evaluation import BlockScore, Task
+from longrope.search.scorer import Scorer, pooled
+from longrope.workers.pool import Failure
+
+Blocks = npt.NDArray[np.float64]
+
+DOUBT = 3.0
+"""Standard errors that a candidate must be behind to be dropped."""
+FEWEST_BLOCKS = 6
+"""Below this many paired differences their spread says too little."""
+
+
+@dataclass
+class Race:
+    """The races of one search.
+
+    Attributes:
+        samples: in the order in which they are scored.
+        scored: tokens scored for candidates so far.
+        saved: tokens that would have been scored as well without dropping anyone.
+        seconds: time in the model for those that were scored, in this process or before it was resumed.
+    """
+
+    samples: Sequence[Sample]
+    scored: int = 0
+    saved: int = 0
+    seconds: float = 0.0
+
+    def run(self, scorer: Scorer, candidates: Sequence[Candidate], rival: Candidate | None) -> Outcome:
+        """Score ``candidates`` until each is scored in full or dropped.
+
+        Args:
+            rival: whom to beat, scored in full before; None to drop nobody.
+        """
+        left = list(candidates)
+        results: dict[Candidate, list[BlockScore | Failure]] = {candidate: [] for candidate in candidates}
+        against = block_scores(scorer, rival, self.samples) if rival is not None else None
+        estimates: dict[Candidate, float] = {}
+        for number, sample in enumerate(self.samples):
+            found = scorer.score(Task(candidate, sample.digest) for candidate in left)
+            for candidate in left:
+                results[candidate].append(found[Task(candidate, sample.digest)])
+            last = number + 1 == len(self.samples)
+            if against is None or last:
+                continue
+            for candidate in left:
+                estimate = _estimate_if_behind(results[candidate], against)
+                if estimate is not None:
+                    estimates[candidate] = estimate
+                    self._skip(scorer, self.samples[number + 1 :])
+            left = [candidate for candidate in left if candidate not in estimates]
+        self._count(results)
+        scores = {each: estimates[each] if each in estimates else pooled(results[each]) for each in candidates}
+        return Outcome(scores, frozenset(estimates))
+
+    def _skip(self, scorer: Scorer, samples: Sequence[Sample]) -> None:
+        self.saved += sum(len(sample.tokens) for sample in samples)
+        scorer.skip(len(samples))
+
+    def _count(self, results: Mapping[Candidate, Sequence[BlockScore | Failure]]) -> None:
+        for found in results.values():
+            self.scored += sum(len(sample.tokens) for sample, _ in zip(self.samples, found, strict=False))
+            self.seconds += math.fsum(result.seconds for result in found if isinstance(result, BlockScore))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Scores of a round, of which those of the dropped are estimates."""
+
+    scores: dict[Candidate, float]
+    dropped: frozenset[Candidate]
+
+
+def standard_error(differences: Sequence[Blocks]) -> float:
+    """Of the mean of paired differences whose neighbours are correlated within a sample.
+
+    The long-run variance by Newey and West (1987), with the triangular weights that keep it above 0 and a lag that
+    grows with the square root of the sample's blocks; nothing is taken to be correlated over the end of a sample.
+    """
+    count = sum(len(each) for each in differences)
+    mean = math.fsum(math.fsum(each) for each in differences) / count
+    total = 0.0
+    for each in differences:
+        centred = each - mean
+        total += float(centred @ centred)
+        lags = math.isqrt(len(each))
+        for lag in range(1, min(lags, len(each) - 1) + 1):
+            total += 2 * (1 - lag / (lags + 1)) * float(centred[lag:] @ centred[:-lag])
+    return math.sqrt(max(total, 0.0) * count / (count - 1)) / count
+
+
+def block_scores(scorer: Scorer, candidate: Candidate, samples: Sequence[Sample]) -> list[BlockScore]:
+    """What a candidate scored on samples that it was scored on before."""
+    found = [scorer.known(Task(candidate, sample.digest)) for sample in samples]
+    scores = [result for result in found if isinstance(result, BlockScore)]
+    assert len(scores) == len(samples), "not scored in full, or not without failure"
+    return scores
+
+
+@dataclass(frozen=True)
+class Lead:
+    """How much lower a candidate's NLL is than another's, in nats a block, and the standard error."""
+
+    mean: float
+    standard_error: float
+    blocks: int
+
+
+def lead(of: Sequence[BlockScore], over: Sequence[BlockScore]) -> Lead:
+    """From the paired differences on the samples, the first ones of both, that both were scored on."""
+    differences = [np.subtract(b.nll, a.nll) for a, b in zip(of, over, strict=False)]
+    blocks = sum(map(len, differences))
+    mean = math.fsum(math.fsum(each) for each in differences) / blocks
+    return Lead(mean, standard_error(differences) if blocks > 1 else math.inf, blocks)
+
+
+def _estimate_if_behind(results: Sequence[BlockScore | Failure], rival: Sequence[BlockScore]) -> float | None:
+    """What a candidate would score in the end, if it is too far behind; None while it may still come to matter.
+
+    The estimate adds what it lost so far, for every token, to what the rival loses on all samples.
+    """
+    own = [result for result in results if isinstance(result, BlockScore)]
+    if len(own) < len(results):
+        return math.inf  # whatever else it does, it has failed
+    found = lead(rival, own)
+    if found.blocks < FEWEST_BLOCKS or found.mean <= DOUBT * found.standard_error:
+        return None
+    lost = found.mean * found.blocks / sum(each.tokens for each in own)
+    tokens = sum(each.tokens for each in rival)
+    return perplexity(math.fsum(each.total for each in rival) + lost * tokens, tokens)
