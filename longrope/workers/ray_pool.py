@@ -128,6 +128,9 @@ class RayPool(WorkerPool):
             # Outside of Worker's own care, so in what surrounds it: unpickling the factory or pickling the score.
             reason = one_line(error.cause) if isinstance(error.cause, Exception) else one_line(error)
             reply = Raised(reason, str(error)) if self._slots[worker].ready else NotLoaded(reason, trace=str(error))
+        except self._ray.exceptions.ActorUnavailableError:
+            # Its node is gone, mostly. Should it live on out of reach, it is ended: another does its task.
+            reply = Died("the connection to it is lost")
         except self._ray.exceptions.RayError as error:
             reply = Died(_cause_of_death(error))
         if isinstance(reply, Died | NotLoaded):

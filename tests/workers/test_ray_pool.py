@@ -20,6 +20,7 @@ from longrope.workers import ray_pool
 from longrope.workers.pool import Failure
 from longrope.workers.ray_cluster import connect
 from longrope.workers.ray_pool import RayPool
+from longrope.workers.worker import Done
 
 ray = pytest.importorskip("ray")
 
@@ -113,6 +114,27 @@ def test_a_worker_killed_in_mid_evaluation_is_replaced(pool: RayPool, folder: Pa
         killing.result()
     assert [event.partition(" ")[2][2:] for event in events if "replaced" in event] == [
         "died (its worker process has died), replaced"
+    ]
+
+
+def test_a_worker_out_of_reach_is_ended_and_replaced(
+    pool: RayPool, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get, kill, ended = ray.get, ray.kill, []
+
+    def lose_the_first(reference: object) -> object:
+        reply = get(reference)
+        if isinstance(reply, Done) and not ended:
+            raise ray.exceptions.ActorUnavailableError("RpcError: Socket closed", None)
+        return reply
+
+    monkeypatch.setattr(ray, "get", lose_the_first)
+    monkeypatch.setattr(ray, "kill", lambda actor: (ended.append(actor), kill(actor)))
+    events.clear()
+    assert list(pool.run([task()])) == [(task(), score())]
+    assert len(ended) == 1
+    assert [event.partition(" ")[2][2:] for event in events if "replaced" in event] == [
+        "died (the connection to it is lost), replaced"
     ]
 
 
