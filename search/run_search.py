@@ -43,6 +43,7 @@ EXECUTION = {
     "dtype": "auto",  # bf16 on a GPU, fp32 on a CPU
     "device": "auto",
     "attention": "sdpa",  # flash_attention_2 where flash-attn is installed
+    "batch": None,  # candidates scored in one forward pass: measured on a GPU, 1 on a CPU
     "threads_per_worker": 1,  # part of the run's identity: a resumed run must have the same
 }
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from longrope.cli.shared import sharing
 from longrope.demo import model_name as model_name
 
 if TYPE_CHECKING:
@@ -111,6 +112,10 @@ GpusPerWorker = Annotated[
     float | None,
     typer.Option(help="GPUs of each evaluator: 1, several, or a fraction [1 on GPUs].", rich_help_panel=_RUN),
 ]
+Batch = Annotated[
+    int | None,
+    typer.Option(help="Candidates in one forward pass (as many as fill a GPU; 1 on a CPU).", rich_help_panel=_RUN),
+]
 Executor = Annotated[str, typer.Option(help="local or ray.", rich_help_panel=_RUN)]
 RayAddress = Annotated[
     str | None, typer.Option(help="An existing Ray cluster: auto, or ray://host:port.", rich_help_panel=_RUN)
@@ -142,6 +147,11 @@ def execution_options(
     """The options of every command that scores texts; see :func:`execution_settings`."""
 
 
+@sharing(execution_options)
+def scoring_options(batch: Batch = None, **options: Any) -> None:
+    """The options of the commands that score candidates."""
+
+
 def data_settings(options: dict[str, Any]) -> DataSettings:
     """Data settings from a command's options by their Python names."""
     from longrope.search.settings import DataSettings
@@ -168,6 +178,7 @@ def execution_settings(options: dict[str, Any]) -> ExecutionSettings:
         workers=options["workers"],
         threads_per_worker=options["threads_per_worker"],
         gpus_per_worker=options["gpus_per_worker"],
+        batch=options.get("batch"),
         executor=options["executor"],
         ray_address=options["ray_address"],
         dtype=options["dtype"],

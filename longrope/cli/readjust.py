@@ -10,7 +10,7 @@ from longrope.cli import options as o
 from longrope.cli.shared import sharing
 
 
-@sharing(o.execution_options)
+@sharing(o.scoring_options)
 def readjust(
     model: o.Model,
     windows: Annotated[str, typer.Option(help="Short windows to search at: 4k,8k.", metavar="LENGTHS")],

@@ -10,7 +10,7 @@ from longrope.cli import options as o
 from longrope.cli.shared import sharing
 
 
-@sharing(o.execution_options)
+@sharing(o.scoring_options)
 def search(
     model: o.Model,
     target_length: Annotated[str, typer.Option(help="Tokens to extend to: 4096, 128k, 2m.", metavar="LENGTH")],

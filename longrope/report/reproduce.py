@@ -90,7 +90,10 @@ def _numeric(settings: Mapping[str, Any]) -> list[str]:
     words = ["--dtype", str(settings["dtype"])]
     words += ["--attn", settings["attention"]] if settings["attention"] != "sdpa" else []
     threads = settings["threads_per_worker"]
-    return words + (["--threads-per-worker", str(threads)] if threads != 1 else [])
+    words += ["--threads-per-worker", str(threads)] if threads != 1 else []
+    batch = settings.get("batch")  # unknown of runs from before there were batches
+    # On a GPU 1 is said, too: what is not given is measured there.
+    return words + (["--batch", str(batch)] if batch and (batch > 1 or settings.get("device") != "cpu") else [])
 
 
 def _model(provenance: Mapping[str, Any]) -> str:

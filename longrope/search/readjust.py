@@ -222,7 +222,10 @@ def _readjust_window(
         "seed": settings.seed,
         "model": model.describe(),
         "data": {**asdict(settings.data), "drawn": describe_samples(problem.samples)},
-        "settings": {name: value for name, value in decisive.items() if name not in ("model", "samples", "seed")},
+        "settings": {
+            **{name: value for name, value in decisive.items() if name not in ("model", "samples", "seed")},
+            "batch": scorer.batch,
+        },
         "results": results_record(solution, problem),
         "versions": versions(),
     }

@@ -19,6 +19,7 @@ from longrope.runs.journal import Journal
 from longrope.runs.model import LoadedModel
 from longrope.runs.progress import Progress
 from longrope.runs.provenance import machine, versions
+from longrope.search.batching import settle_batch
 from longrope.search.comparison import held_out_samples
 from longrope.search.evaluator import ModelEvaluatorFactory
 from longrope.search.scorer import Scorer
@@ -112,8 +113,13 @@ def open_scorer(
             model.source, model.rope.policy.reference, {sample.digest: sample for sample in every}
         )
         started = time.perf_counter()
-        with make_pool(factory, execution, model.source.device in ("cuda", "auto"), progress.note) as pool:
-            scorer = Scorer(pool, journal, progress)
+        on_gpu = model.source.device in ("cuda", "auto")
+        with make_pool(factory, execution, on_gpu, progress.note) as pool:
+            # One row fills a CPU. Measuring it would only make equal runs differ in their last bits.
+            measured_on = samples.search[0] if on_gpu else None
+            batch = settle_batch(journal, pool, execution.batch, measured_on, progress.note)
+            lengths_of = {sample.digest: len(sample.tokens) for sample in every}
+            scorer = Scorer(pool, journal, progress, batch, lengths_of)
             yield scorer
             workers = pool.workers
         _write_run_file(folder, scorer, execution, workers, time.perf_counter() - started)
@@ -121,13 +127,13 @@ def open_scorer(
 
 @contextmanager
 def _open_journal(path: Path, settings: Mapping[str, Any], resume: bool) -> Iterator[Journal]:
-    """The journal at ``path``; removed if nothing came to stand in it, so that the folder stays free."""
+    """The journal at ``path``; removed if no evaluation came to stand in it, so that the folder stays free."""
     journal = Journal.resume(path, settings) if resume and path.exists() else Journal.create(path, settings)
     with journal:
         try:
             yield journal
         finally:
-            if not journal.events:
+            if all(event["kind"] == "batch" for event in journal.events):
                 path.unlink()
 
 
@@ -168,6 +174,7 @@ def _write_run_file(folder: Path, scorer: Scorer, execution: ExecutionSettings, 
         "executor": execution.executor,
         "workers": workers,
         "threads_per_worker": execution.threads_per_worker,
+        "batch": scorer.batch,
         "evaluations": scorer.evaluated,
         "wall_seconds": round(seconds, 3),
         "model_seconds": round(scorer.model_seconds, 3),

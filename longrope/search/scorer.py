@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from longrope.data.samples import Sample
@@ -11,23 +11,38 @@ from longrope.model.score import perplexity
 from longrope.runs.journal import Journal
 from longrope.runs.progress import Progress
 from longrope.search.candidate import Candidate
-from longrope.search.evaluation import BlockScore, Task
+from longrope.search.evaluation import Batch, BlockScore, Task
 from longrope.workers.pool import EvaluationPool, Failure
 
 
 class Scorer:
-    """Scores pairs of candidate and sample; every pair is evaluated at most once in the life of a journal.
+    """Scores pairs of candidate and sample; every pair gets one result in the life of a journal, which stands.
+
+    Args:
+        batch: candidates in one forward pass, the same throughout the life of a journal.
+        lengths: tokens of each sample, by digest; what takes longest is begun first.
 
     Attributes:
+        batch: as given.
         evaluated: evaluations computed by this process, as opposed to read from the journal.
         model_seconds: time its workers spent in the model for them.
     """
 
-    def __init__(self, pool: EvaluationPool[Task, BlockScore], journal: Journal, progress: Progress) -> None:
+    def __init__(
+        self,
+        pool: EvaluationPool[Any, Any],
+        journal: Journal,
+        progress: Progress,
+        batch: int = 1,
+        lengths: Mapping[str, int] | None = None,
+    ) -> None:
+        self.batch = batch
         self._pool = pool
+        self._lengths = lengths or {}
         self._journal = journal
         self._progress = progress
         self._known: dict[Task, BlockScore | Failure] = {}
+        self._answered: set[Task] = set()
         self.evaluated = 0
         self.model_seconds = 0.0
         for event in journal.events:
@@ -48,15 +63,19 @@ class Scorer:
     def score(self, tasks: Iterable[Task]) -> dict[Task, BlockScore | Failure]:
         """The result of every task; returns when all are there, which makes each call a barrier."""
         wanted = list(dict.fromkeys(tasks))
-        missing = [task for task in wanted if task not in self._known]
-        for _ in range(len(wanted) - len(missing)):
-            self._progress.advance()
-        for task, result in self._pool.run(missing):
+        for task in wanted:
+            if task in self._known:
+                self._progress.advance()
+        # A resumed run forms the batches of the first one, whatever its journal knows: each candidate keeps its row and
+        # its companions. What is known as a whole is left out.
+        groups = self._grouped(task for task in wanted if task not in self._answered)
+        for task, result in self._evaluated([group for group in groups if not self._known.keys() >= set(group)]):
             self._known[task] = result
             self._write(task, result)
             self.evaluated += 1
             self._progress.advance()
         self._journal.sync()
+        self._answered.update(wanted)
         return {task: self._known[task] for task in wanted}
 
     def perplexities(self, candidates: Sequence[Candidate], samples: Sequence[Sample]) -> dict[Candidate, float]:
@@ -84,6 +103,39 @@ class Scorer:
     def failures(self) -> list[Failure]:
         """Every evaluation that failed for good."""
         return [result for result in self._known.values() if isinstance(result, Failure)]
+
+    def _grouped(self, tasks: Iterable[Task]) -> list[list[Task]]:
+        """Tasks on one sample together, at most as many as a batch has rows; those on long samples first."""
+        groups: list[list[Task]] = []
+        last: dict[str, list[Task]] = {}
+        for task in tasks:
+            if len(last.get(task.sample, ())) % self.batch == 0:
+                last[task.sample] = []
+                groups.append(last[task.sample])
+            last[task.sample].append(task)
+        return sorted(groups, key=lambda group: -self._lengths.get(group[0].sample, 0))
+
+    def _evaluated(self, groups: Sequence[Sequence[Task]]) -> Iterator[tuple[Task, BlockScore | Failure]]:
+        """The results of the tasks that are not known, as they arrive."""
+        if self.batch == 1:
+            yield from self._pool.run([task for group in groups for task in group])
+            return
+        batches = {self._filled(group): group for group in groups}
+        alone: list[Task] = []
+        for batch, results in self._pool.run(list(batches)):
+            if isinstance(results, Failure):
+                self._progress.note(f"{batch.label}: failed together ({results.reason}), so they are scored one by one")
+                alone += [task for task in batches[batch] if task not in self._known]
+                continue
+            for task, result in zip(batches[batch], results, strict=False):  # rows beyond the tasks are fillers
+                if task not in self._known:
+                    yield task, result
+        yield from self._pool.run(alone)  # one row: what did not fit together shall fit now
+
+    def _filled(self, group: Sequence[Task]) -> Batch:
+        """A batch of as many rows as any other, since the number of rows decides the last bits of a score."""
+        candidates = [task.candidate for task in group]
+        return Batch((*candidates, *candidates[-1:] * (self.batch - len(candidates))), group[0].sample)
 
     def _write(self, task: Task, result: BlockScore | Failure) -> None:
         event = {"candidate": task.candidate.to_dict(), "sample": task.sample}

@@ -112,6 +112,7 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
         "settings": {
             **{name: value for name, value in decisive.items() if name not in ("model", "samples", "seed")},
             "attention_factor_rule": settings.algorithm.attention_factor,
+            "batch": scorer.batch,
         },
         "present": Candidate.from_factors(rope.present).to_dict() | {"window": rope.window},
         "results": results_record(solution, problem),

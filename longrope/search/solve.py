@@ -214,7 +214,8 @@ def predicted_cost(problem: Problem, scorer: Scorer, candidates: Sequence[Candid
     text = f"{searching} evaluations to search and about {comparing} to compare, on {scorer.workers} worker(s)"
     if isinstance(result, Failure):
         raise RunFailedError(f"the first {len(candidates)} evaluations failed, so the search ends: {result.reason}")
-    seconds = (searching + comparing) * result.seconds / scorer.workers
+    # The first was alone in its batch, so its time is that of all the candidates that fit in.
+    seconds = (searching + comparing) * result.seconds / scorer.batch / scorer.workers
     return f"{text}, {result.seconds:.2f} s for the first: about {describe_duration(seconds)}"
 
 

@@ -20,6 +20,8 @@ class ExecutionSettings:
         workers: evaluators; one a GPU, or one for every ``threads_per_worker`` CPU cores, when not given.
         threads_per_worker: CPU threads of each evaluator; fixed, because it can change the last bits of a score.
         gpus_per_worker: whole, several (the model is spread over them) or a fraction (evaluators share one).
+        batch: candidates scored in one forward pass of a search or readjustment; measured before it on a GPU, and 1 on
+            a CPU, when not given. Can change the last bits of a score, so the journal keeps the number.
         executor: ``local`` or ``ray``.
         ray_address: an existing cluster, ``auto`` or ``ray://host:port``; RAY_ADDRESS when not given.
     """
@@ -29,6 +31,7 @@ class ExecutionSettings:
     workers: int | None = None
     threads_per_worker: int = 1
     gpus_per_worker: float | None = None
+    batch: int | None = None
     executor: str = "local"
     ray_address: str | None = None
     dtype: str = "auto"
@@ -50,6 +53,8 @@ class ExecutionSettings:
             raise SettingsError(f"workers is {self.workers}; give at least 1")
         if self.threads_per_worker < 1:
             raise SettingsError(f"threads per worker is {self.threads_per_worker}; give at least 1")
+        if self.batch is not None and self.batch < 1:
+            raise SettingsError(f"batch is {self.batch}; give at least 1")
         if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
             raise SettingsError(f"GPUs per worker is {self.gpus_per_worker}; give 0 or more")
 

@@ -260,6 +260,7 @@ def test_target_lengths(place: Place, length: str, said: str) -> None:
         (("--max-documents", "0"), ".*documents.* is 0; .* at least 1"),
         (("--workers", "0"), "workers is 0; give at least 1"),
         (("--threads-per-worker", "0"), "threads per worker is 0; give at least 1"),
+        (("--batch", "0"), "batch is 0; give at least 1"),
         (("--gpus-per-worker", "-1"), "GPUs per worker is -1.0; give 0 or more"),
         (("--population", "0"), "population is 0"),
         (("--mutations", "-1"), "mutations is -1"),

@@ -176,6 +176,7 @@ def test_every_option_of_a_search_arrives(longrope: Run, monkeypatch: pytest.Mon
         "--workers": ("3", "execution.workers", 3),
         "--threads-per-worker": ("2", "execution.threads_per_worker", 2),
         "--gpus-per-worker": ("0.5", "execution.gpus_per_worker", 0.5),
+        "--batch": ("8", "execution.batch", 8),
         "--executor": ("ray", "execution.executor", "ray"),
         "--ray-address": ("auto", "execution.ray_address", "auto"),
         "--dtype": ("bf16", "execution.dtype", "bf16"),

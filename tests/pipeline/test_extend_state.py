@@ -222,6 +222,7 @@ FREE_TRAINING = {
 FREE_EXECUTION = {
     "workers": "3",
     "gpus_per_worker": "0.5",
+    "batch": "4",
     "executor": "ray",
     "ray_address": "1.2.3.4:6379",
     "device": "cuda",

@@ -96,3 +96,16 @@ def test_a_search(understood: Understood, search_run: Path) -> None:
     assert parsed.algorithm.attention_factor == "auto"
     assert (parsed.data.source, parsed.data.samples, parsed.data.held_out) == (provenance["data"]["source"], 2, 3)
     assert parsed.execution.dtype == recorded["dtype"] == "float32"
+    assert (parsed.execution.batch, recorded["batch"]) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("device", "batch", "given"), [("cuda", 4, 4), ("cuda", 1, 1), ("cpu", 4, 4), ("cpu", 1, None)]
+)
+def test_a_search_has_the_batches_that_it_had(
+    device: str, batch: int, given: int | None, understood: Understood, search_run: Path
+) -> None:
+    provenance = dict(load_factors(search_run / "factors.json").provenance)
+    provenance["settings"] = {**provenance["settings"], "device": device, "batch": batch}
+    parsed, *_ = understood(search_command(provenance), "longrope.search.search.search")
+    assert parsed.execution.batch == given

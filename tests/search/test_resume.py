@@ -23,13 +23,21 @@ from longrope.runs.progress import Progress
 from longrope.search.candidate import Candidate
 from longrope.search.search import SearchReport, search
 from longrope.search.settings import SearchSettings
+from longrope.workers.settings import ExecutionSettings
 
 JOURNAL = "evaluations.jsonl"
 
 
 def pairs(journal: Path) -> list[tuple[Candidate, str]]:
     """What was evaluated, in order."""
-    return [(Candidate.from_dict(event["candidate"]), event["sample"]) for event in read_journal(journal)[1]]
+    events = [event for event in read_journal(journal)[1] if event["kind"] != "batch"]
+    return [(Candidate.from_dict(event["candidate"]), event["sample"]) for event in events]
+
+
+def scores(journal: Path) -> dict[tuple[Candidate, str], list[float]]:
+    """The NLL sums of every evaluation."""
+    events = [event for event in read_journal(journal)[1] if event["kind"] == "evaluation"]
+    return {(Candidate.from_dict(event["candidate"]), event["sample"]): event["nll"] for event in events}
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +87,14 @@ def test_a_killed_evaluator_changes_nothing(
     assert {event["kind"] for event in read_journal(report.folder / JOURNAL)[1]} == {"evaluation"}
 
 
+@pytest.mark.parametrize("batch", [1, 4])
 def test_a_killed_driver_is_resumed_to_the_same_result(
-    given: Callable[..., SearchSettings], model_folder: Path, documents_file: Path, tmp_path: Path
+    batch: int, given: Callable[..., SearchSettings], model_folder: Path, documents_file: Path, tmp_path: Path
 ) -> None:
     # Long enough to be killed in the middle, whatever else the machine is doing.
     sizes = {"population": 24, "mutations": 8, "crossovers": 8, "iterations": 15, "parents": 12, "n_hat": (0, 8)}
-    expected, _ = search_in_process(given(tmp_path / "undisturbed", algorithm=sizes))
+    execution = ExecutionSettings(workers=1, batch=batch)
+    expected, _ = search_in_process(given(tmp_path / "undisturbed", algorithm=sizes, execution=execution))
     run = tmp_path / "killed"
     command = [
         sys.executable, "-m", "longrope", "search", str(model_folder), "--data", str(documents_file),
@@ -93,7 +103,9 @@ def test_a_killed_driver_is_resumed_to_the_same_result(
         "--n-hat", "0,8",
     ]  # fmt: skip
     journal = run / JOURNAL
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as driver:
+    with subprocess.Popen(
+        [*command, "--batch", str(batch)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as driver:
         while driver.poll() is None and _lines(journal) < 20:
             time.sleep(0.002)
         driver.kill()
@@ -102,13 +114,16 @@ def test_a_killed_driver_is_resumed_to_the_same_result(
     before = journal.read_bytes()
     assert not (run / "factors.json").exists()
 
-    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    # Another batch than the recorded one would change the last bits, so it is not used.
+    resumed = subprocess.run([*command, "--resume", "--batch", "3"], capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
     assert (run / "factors.json").read_bytes() == (expected.folder / "factors.json").read_bytes()
     assert journal.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
     evaluated = pairs(journal)
     assert len(set(evaluated)) == len(evaluated)
     assert set(evaluated) == set(pairs(expected.folder / JOURNAL))
+    assert f"begun with {batch} candidate(s) in one forward pass and goes on so, not with 3" in resumed.stderr
+    assert scores(journal) == scores(expected.folder / JOURNAL)
     assert "longrope" in resumed.stdout
     assert "%|" not in resumed.stderr  # how a worker loads its weights is of no interest
 

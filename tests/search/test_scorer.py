@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from longrope.data.samples import Sample
 from longrope.runs.journal import Journal, read_journal
 from longrope.runs.progress import Progress
 from longrope.search.candidate import Candidate
-from longrope.search.evaluation import BlockScore, Task
+from longrope.search.evaluation import Batch, BlockScore, Task
 from longrope.search.scorer import Scorer
 from longrope.workers.pool import EvaluationPool, Failure
 
@@ -31,26 +32,32 @@ def score(task: Task) -> BlockScore:
 
 
 class ScriptedPool(EvaluationPool):
-    """Answers by a function, in an order of its own."""
+    """Answers by a function, in an order of its own; a batch as a whole fails where ``together`` says why."""
 
     def __init__(
         self,
         answer: Callable[[Task], BlockScore | Failure] = score,
         order: Callable[[list[Task]], list[Task]] = list,
         before: Callable[[], None] = lambda: None,
+        together: Callable[[Batch], str | None] = lambda batch: None,
     ) -> None:
         self.workers = 1
-        self.asked: list[Task] = []
-        self._answer, self._order, self._before = answer, order, before
+        self.asked: list[Any] = []
+        self._answer, self._order, self._before, self._together = answer, order, before, together
 
     def start(self) -> None:
         pass
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, BlockScore | Failure]]:
+    def run(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         for task in self._order(list(tasks)):
             self._before()
             self.asked.append(task)
-            yield task, self._answer(task)
+            if isinstance(task, Task):
+                yield task, self._answer(task)
+                continue
+            reason = self._together(task)
+            rows = (self._answer(Task(candidate, task.sample)) for candidate in task.candidates)
+            yield task, Failure(reason) if reason else tuple(rows)
 
     def close(self) -> None:
         pass
@@ -59,6 +66,10 @@ class ScriptedPool(EvaluationPool):
 class Counting(Progress):
     def __init__(self) -> None:
         self.advanced = 0
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
 
     def advance(self) -> None:
         self.advanced += 1
@@ -171,6 +182,94 @@ def test_the_order_of_arrival_does_not_matter(tmp_path_factory: pytest.TempPathF
             return Scorer(ScriptedPool(order=arrange), journal, Progress()).perplexities(CANDIDATES, SAMPLES)
 
     assert scores(lambda tasks: [tasks[index] for index in order]) == scores(list)
+
+
+# --- Batches ---
+
+
+def batches_of(pool: ScriptedPool) -> list[tuple[int, list[int]]]:
+    """Of each batch that a pool was given the sample and the candidates, by their numbers."""
+    digests = [sample.digest for sample in SAMPLES]
+    assert all(isinstance(task, Batch) for task in pool.asked)
+    return [(digests.index(b.sample), [CANDIDATES.index(c) for c in b.candidates]) for b in pool.asked]
+
+
+def test_a_batch_has_one_sample_and_always_as_many_rows(tmp_path: Path):
+    pool, progress = ScriptedPool(), Counting()
+    with Journal.create(tmp_path / "journal", {}) as journal:
+        scorer = Scorer(pool, journal, progress, batch=4)
+        assert scorer.score(all_tasks()) == {task: score(task) for task in all_tasks()}
+        assert (scorer.batch, scorer.evaluated, progress.advanced) == (4, 18, 18)
+    assert batches_of(pool) == [
+        *((sample, [0, 1, 2, 3]) for sample in range(3)),
+        *((sample, [4, 5, 5, 5]) for sample in range(3)),
+    ]
+    events = read_journal(tmp_path / "journal")[1]
+    assert len({(str(event["candidate"]), event["sample"]) for event in events}) == len(events) == 18
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_takes_longest_is_begun_first(batch: int, tmp_path: Path):
+    pool = ScriptedPool()
+    lengths = {sample.digest: length for sample, length in zip(SAMPLES, (128, 512, 128), strict=True)}
+    with Journal.create(tmp_path / "journal", {}) as journal:
+        Scorer(pool, journal, Progress(), batch, lengths).score(all_tasks())
+    first = len(CANDIDATES) // batch
+    assert {task.sample for task in pool.asked[:first]} == {SAMPLES[1].digest}
+    rest = [task.sample for task in pool.asked[first:]]  # of one length: in the order given
+    assert rest == [SAMPLES[0].digest, SAMPLES[2].digest] * first
+
+
+@given(known=st.integers(0, 18))
+@settings(max_examples=19)
+def test_a_resumed_run_forms_the_batches_of_the_first(tmp_path_factory: pytest.TempPathFactory, known: int):
+    """Also those that it knows a part of: companions and rows stay, and what was known stands."""
+
+    def rounds(scorer: Scorer) -> list[dict[Task, BlockScore | Failure]]:
+        return [scorer.score(all_tasks()[:1]), scorer.score(all_tasks()[:7]), scorer.score(all_tasks())]
+
+    path = tmp_path_factory.mktemp("run") / "journal"
+    whole, rest = ScriptedPool(), ScriptedPool()
+    with Journal.create(path, {}) as journal:
+        expected = rounds(Scorer(whole, journal, Progress(), batch=4))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[: 1 + known]))
+    with Journal.resume(path, {}) as journal:
+        found = rounds(Scorer(rest, journal, Progress(), batch=4))
+    assert rest.asked == whole.asked[len(whole.asked) - len(rest.asked) :]
+    assert (not rest.asked) == (known == 18)
+    assert path.read_bytes() == b"".join(lines)
+    for task, result in expected[-1].items():
+        assert isinstance(result, BlockScore)
+        assert found[-1][task] == _rounded(result)
+
+
+def test_a_row_that_fails_is_one_candidate_that_failed(tmp_path: Path):
+    bad = all_tasks()[4]
+    pool = ScriptedPool(lambda task: Failure("not finite") if task == bad else score(task))
+    with Journal.create(tmp_path / "journal", {}) as journal:
+        results = Scorer(pool, journal, Progress(), batch=4).score(all_tasks())
+    assert results == {task: Failure("not finite") if task == bad else score(task) for task in all_tasks()}
+    assert len(pool.asked) == 6
+
+
+def test_candidates_that_fail_together_are_scored_one_by_one(tmp_path: Path):
+    bad = Task(CANDIDATES[1], SAMPLES[2].digest)
+    pool = ScriptedPool(
+        lambda task: Failure("out of memory") if task == bad else score(task),
+        together=lambda batch: "out of memory" if bad.candidate in batch.candidates else None,
+    )
+    progress = Counting()
+    with Journal.create(tmp_path / "journal", {}) as journal:
+        scorer = Scorer(pool, journal, progress, batch=4)
+        assert scorer.score(all_tasks()) == {
+            task: Failure("out of memory") if task == bad else score(task) for task in all_tasks()
+        }
+    alone = [task for task in pool.asked if isinstance(task, Task)]
+    assert alone == [Task(candidate, sample.digest) for sample in SAMPLES for candidate in CANDIDATES[:4]]
+    assert progress.advanced == 18
+    assert len(progress.notes) == 3
+    assert "failed together (out of memory), so they are scored one by one" in progress.notes[0]
 
 
 def _rounded(result: BlockScore) -> BlockScore:
