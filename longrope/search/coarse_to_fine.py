@@ -38,8 +38,8 @@ class CoarseToFineSettings:
 
     population: int = 8
     max_evaluations: int = 200
-    coarse: int = 80
-    knots: int = 160
+    coarse: int = 64
+    knots: int = 200
 
     def __post_init__(self) -> None:
         for name, least in (("population", 2), ("max_evaluations", 1), ("coarse", 0), ("knots", 0)):
@@ -145,5 +145,5 @@ class CoarseToFine(SearchAlgorithm):
         assert self.best is not None
         pairs = self.space.pairs
         knots = min(KNOTS, pairs) if stage == 1 else pairs
-        chooses = stage == 2 and len(self.space.n_hat_choices) > 1
+        chooses = len(self.space.n_hat_choices) > 1
         return IncrementLevel(self.space, self.best[0], knots, chooses)
