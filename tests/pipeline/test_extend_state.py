@@ -146,6 +146,10 @@ CHANGES: dict[str, dict[str, str]] = {
         "algorithm.iterations": "3",
         "algorithm.mutation_probability": "0.2",
         "algorithm.max_evaluations": "7",
+        "algorithm.max_gpu_hours": "1.5",
+        "algorithm.patience": "3",
+        "algorithm.racing": "true",
+        "algorithm.watch": "2",
         "algorithm.n_hat": "[0, 4]",
         "algorithm.lambda_max": "3.5",
         "algorithm.attention_factor": "yarn",
@@ -291,7 +295,7 @@ def test_every_setting_is_known_to_decide_or_not_to() -> None:
 
     assert known("search-128") == names(SearchSettings) - DECIDED
     assert known("search-128", "data.") == names(DataSettings) - {"source"}
-    assert known("search-128", "algorithm.") == names(AlgorithmSettings) - {"algorithm"}  # there is one so far
+    assert known("search-128", "algorithm.") == names(AlgorithmSettings) - {"algorithm"}  # others have other sizes
     execution = names(ExecutionSettings) - {"trust_remote_code"}
     assert known("search-128", "execution.") | {*FREE_EXECUTION} == execution
     training = names(FinetuneSettings) - DECIDED - {"data"}
