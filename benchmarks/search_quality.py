@@ -37,6 +37,7 @@ from longrope.search.run import open_samples, open_scorer
 from longrope.search.scorer import Scorer
 from longrope.search.search import algorithm_settings, search_problem, space_settings
 from longrope.search.settings import AlgorithmSettings, DataSettings, SearchSettings
+from longrope.search.space import PAPER_N_HAT
 from longrope.workers.settings import ExecutionSettings
 
 MARKS = (50, 100, 150, 200, 400, 800, 1344)
@@ -50,9 +51,9 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "bayesian": {"algorithm": "bayesian"},
     # Without racing, and what the n_hat and attention genes bring.
     "bayesian, no racing": {"algorithm": "bayesian", "racing": False},
-    "bayesian, lambda": {"algorithm": "bayesian", "n_hat": (0,), "attention_factor": "su"},
-    "bayesian, lambda and n_hat": {"algorithm": "bayesian", "attention_factor": "su"},
-    "bayesian, lambda and attention": {"algorithm": "bayesian", "n_hat": (0,)},
+    "bayesian, lambda": {"algorithm": "bayesian", "attention_factor": "su"},
+    "bayesian, lambda and n_hat": {"algorithm": "bayesian", "attention_factor": "su", "n_hat": PAPER_N_HAT},
+    "bayesian, lambda, n_hat and attention": {"algorithm": "bayesian", "n_hat": PAPER_N_HAT},
 }
 
 

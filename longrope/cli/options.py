@@ -101,7 +101,11 @@ Watch = Annotated[
 ]
 NHat = Annotated[
     str | None,
-    typer.Option("--n-hat", help="Choices of n_hat, comma-separated [0,2,4,...,256].", rich_help_panel=_SEARCH),
+    typer.Option(
+        "--n-hat",
+        help="Choices of n_hat, comma-separated [0,2,4,...,256; 0 from coarse to fine].",
+        rich_help_panel=_SEARCH,
+    ),
 ]
 LambdaMax = Annotated[float | None, typer.Option(help="Largest lambda.", show_default=False, rich_help_panel=_SEARCH)]
 Workers = Annotated[

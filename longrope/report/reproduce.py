@@ -13,7 +13,6 @@ from longrope.finetune.settings import FinetuneSettings
 from longrope.lengths import format_length
 from longrope.runs.command import option, options_of
 from longrope.search.settings import AlgorithmSettings, DataSettings
-from longrope.search.space import PAPER_N_HAT
 
 OUTPUT = ["--output", "NEW_FOLDER"]
 
@@ -25,7 +24,8 @@ def search_command(provenance: Mapping[str, Any]) -> str:
     readjusted = "window" in settings
     target = settings["window" if readjusted else "target_length"]
     given = _algorithm(settings, target)
-    if tuple(settings["n_hat_choices"]) != tuple(sorted({0 if n == 1 else n for n in PAPER_N_HAT})):
+    usual = AlgorithmSettings(algorithm=settings["algorithm"]).n_hat_choices
+    if tuple(settings["n_hat_choices"]) != tuple(sorted({0 if n == 1 else n for n in usual})):
         given["n_hat"] = settings["n_hat_choices"]
     given["lambda_max"] = settings["lambda_max"]
     # What a readjustment was told is not recorded, but the factor that came of it is.

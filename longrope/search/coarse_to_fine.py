@@ -39,7 +39,7 @@ class CoarseToFineSettings:
     population: int = 8
     max_evaluations: int = 200
     coarse: int = 64
-    knots: int = 200
+    knots: int = 400
 
     def __post_init__(self) -> None:
         for name, least in (("population", 2), ("max_evaluations", 1), ("coarse", 0), ("knots", 0)):

@@ -21,18 +21,22 @@ FIRST_SPREAD = 0.8
 """Standard deviation of the first round, in the units of the genes."""
 WORST = 0.3
 """Scores, in nats, above the best one by more than this count as if they were so: how bad the bad are says nothing."""
+REFITTED = 1.1
+"""The kernel's parameters are fitted anew when the evaluations have grown by this."""
 ELITE = 4
 DRAWN, NEAR = 1000, 1500
 """Vectors to choose from: anywhere, and about the best ones."""
 
 
 class BayesianOptimiser(Optimiser):
-    """A Gaussian process with one length scale for all genes, and expected improvement in log perplexity."""
+    """A Gaussian process with a length scale for every gene, and expected improvement in log perplexity."""
 
     def __init__(self, level: Level, round_size: int, seed: int, start_score: float | None = None) -> None:
         super().__init__(level, round_size, seed, start_score)
         self._random = np.random.default_rng(seed)
         self._genes: list[Genes] = [] if start_score is None else [level.start]
+        self._kernel: Any = None
+        self._points = 0  # that the kernel was fitted to
         self._scores: list[float] = [] if start_score is None else [start_score]
 
     def ask(self) -> list[Genes]:
@@ -76,9 +80,13 @@ class BayesianOptimiser(Optimiser):
     def _fitted(self, genes: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> Any:
         from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
+        if self._kernel is not None and len(genes) < REFITTED * self._points:
+            return self._process(self._kernel, fixed=True).fit(genes, scores)
         width = math.sqrt(self.level.size / 5)  # distances grow with the number of genes
-        kernel = ConstantKernel(1.0, (0.1, 10.0)) * RBF(width, (0.4 * width, 2.5 * width))
-        return self._process(kernel + WhiteKernel(1e-3, (1e-5, 0.1))).fit(genes, scores)
+        kernel = ConstantKernel(1.0, (0.1, 10.0)) * RBF([width] * self.level.size, (0.3 * width, 6 * width))
+        process = self._process(kernel + WhiteKernel(1e-3, (1e-5, 0.1))).fit(genes, scores)
+        self._kernel, self._points = process.kernel_, len(genes)
+        return process
 
     @staticmethod
     def _process(kernel: Any, fixed: bool = False) -> Any:

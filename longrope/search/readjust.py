@@ -169,7 +169,7 @@ def readjust_problem(
         pairs=len(long.lambdas),
         lambda_min=min(1.0, *long.lambdas),
         lambda_max=lambda_max,
-        n_hat_choices=chosen.n_hat,
+        n_hat_choices=chosen.n_hat_choices,
         attention_factor=attention_factor,
         attention_span=ATTENTION_SPAN if searched else 1.0,
     )

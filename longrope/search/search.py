@@ -157,7 +157,7 @@ def search_problem(model: LoadedModel, settings: SearchSettings, **fields: Any) 
         pairs=rope.rotary_dim // 2,
         lambda_min=min(1.0, *rope.present.lambdas),
         lambda_max=lambda_max,
-        n_hat_choices=chosen.n_hat,
+        n_hat_choices=chosen.n_hat_choices,
         attention_factor=attention_factor,
         attention_span=ATTENTION_SPAN if searched else 1.0,
     )

@@ -85,7 +85,7 @@ class AlgorithmSettings:
         racing: whether candidates that are clearly behind after some of the samples are scored no further; when not
             given, all but ``paper`` do it.
         watch: rounds between looks at held-out documents, 0 for none; 10 when not given, 0 for ``paper``.
-        n_hat: choices of the start-token threshold.
+        n_hat: choices of the start-token threshold; when not given the paper's 14 for ``paper``, otherwise only 0.
         lambda_max: largest lambda; when not given target over original length times 1.25 for ``paper``, 4 otherwise.
         attention_factor: ``su``, ``yarn``, ``present``, ``none``, a number, ``search`` (not for ``paper``), or
             ``auto``: ``present`` for a model that is scaled already, which may have been trained with it; for a plain
@@ -106,7 +106,7 @@ class AlgorithmSettings:
     patience: int | None = None
     racing: bool | None = None
     watch: int | None = None
-    n_hat: tuple[int, ...] = PAPER_N_HAT
+    n_hat: tuple[int, ...] | None = None
     lambda_max: float | None = None
     attention_factor: str | float = "auto"
 
@@ -121,7 +121,7 @@ class AlgorithmSettings:
             raise SettingsError(
                 f"parents is {self.parents}, more than the population of {self.population}; choose from those there are"
             )
-        if not self.n_hat or min(self.n_hat) < 0:
+        if self.n_hat is not None and (not self.n_hat or min(self.n_hat) < 0):
             raise SettingsError(f"n_hat choices are {list(self.n_hat)}; give at least one, and none below 0")
         if self.lambda_max is not None and not 0 < self.lambda_max < math.inf:
             raise SettingsError(f"lambda_max is {self.lambda_max}; give a finite number above 0")
@@ -155,6 +155,13 @@ class AlgorithmSettings:
     def lambda_max_ratio(self) -> float:
         """Largest lambda over target / original length, where none is given."""
         return LAMBDA_MAX_RATIO.get(self.algorithm, FREE_LAMBDA_MAX_RATIO)
+
+    @property
+    def n_hat_choices(self) -> tuple[int, ...]:
+        """Choices of the start-token threshold."""
+        if self.n_hat is None:
+            return PAPER_N_HAT if self.is_paper else (0,)
+        return self.n_hat
 
     def sizes(self, length: int) -> Sizes:
         """Sizes for a target of ``length`` tokens.

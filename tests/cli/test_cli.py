@@ -213,7 +213,7 @@ def test_defaults_are_those_of_the_paper(longrope: Run, monkeypatch: pytest.Monk
     halved = large.algorithm.sizes(large.target_length)
     assert (halved.population, halved.mutations, halved.crossovers, halved.parents) == (32, 8, 8, 32)
     assert (small.data.sample_count(small.target_length), large.data.sample_count(large.target_length)) == (5, 3)
-    assert small.algorithm.n_hat == (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
+    assert small.algorithm.n_hat_choices == (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
     assert (small.seed, small.data.held_out, small.algorithm.attention_factor) == (0, 10, "auto")
 
 

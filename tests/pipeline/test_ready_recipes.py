@@ -80,7 +80,7 @@ def test_llama2_to_2048k_is_the_papers() -> None:
     ]
     assert searches == [(128 * K, paper, 5), (256 * K, paper, 5), (2048 * K, halved, 3)]
     assert all(
-        stage.settings.algorithm.n_hat == (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
+        stage.settings.algorithm.n_hat_choices == (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
         and stage.settings.algorithm.lambda_max is None
         and stage.settings.data.source == "emozilla/pg19"
         for stage in of_kind(recipe, SearchStage)

@@ -91,7 +91,7 @@ def test_a_search(understood: Understood, search_run: Path) -> None:
     assert (parsed.target_length, parsed.seed) == (512, provenance["seed"])
     for name in ("population", "mutations", "crossovers", "iterations", "parents", "max_evaluations"):
         assert getattr(sizes, name) == recorded[name]
-    assert list(parsed.algorithm.n_hat) == recorded["n_hat_choices"]
+    assert list(parsed.algorithm.n_hat_choices) == recorded["n_hat_choices"]
     assert parsed.algorithm.lambda_max == recorded["lambda_max"]
     assert parsed.algorithm.attention_factor == "auto"
     assert (parsed.data.source, parsed.data.samples, parsed.data.held_out) == (provenance["data"]["source"], 2, 3)
