@@ -13,7 +13,7 @@ from longrope.search.algorithm import SearchAlgorithm, cut
 from longrope.search.candidate import Candidate
 from longrope.search.levels import Genes, IncrementLevel, Level, Ramp, RampLevel
 from longrope.search.optimiser import Optimiser
-from longrope.search.space import SearchSpace
+from longrope.search.space import ATTENTION_STEP, SearchSpace
 
 KNOTS = 7
 SURVIVORS = 4
@@ -140,9 +140,17 @@ class CoarseToFine(SearchAlgorithm):
         if stage != self._stage:
             self._stage = stage
             seed = int(self._random.integers(2**31))
-            known = self.best[1] if stage and self.best else None
+            level = self._level(stage)
             self._genes = []
-            self._optimiser = self._make(self._level(stage), self.settings.population, seed, known)
+            self._optimiser = self._make(level, self.settings.population, seed, self._start_score(level))
+
+    def _start_score(self, level: Level) -> float | None:
+        """The best score, if the level starts at its candidate: the best seed may be outside the space."""
+        assert self.best is not None
+        best, score = self.best
+        start = level.decode(level.start)
+        rounded = abs(start.attention_factor - best.attention_factor) < ATTENTION_STEP
+        return score if rounded and (start.lambdas, start.n_hat) == (best.lambdas, best.n_hat) else None
 
     def _level(self, stage: int) -> Level:
         if stage == 0:
