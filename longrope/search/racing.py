@@ -18,7 +18,7 @@ from longrope.data.samples import Sample
 from longrope.model.score import perplexity
 from longrope.search.candidate import Candidate
 from longrope.search.evaluation import BlockScore, Task
-from longrope.search.scorer import Scorer, pooled
+from longrope.search.scorer import SECONDS_DIGITS, Scorer, pooled
 from longrope.workers.pool import Failure
 
 Blocks = npt.NDArray[np.float64]
@@ -79,7 +79,9 @@ class Race:
     def _count(self, results: Mapping[Candidate, Sequence[BlockScore | Failure]]) -> None:
         for found in results.values():
             self.scored += sum(len(sample.tokens) for sample, _ in zip(self.samples, found, strict=False))
-            self.seconds += math.fsum(result.seconds for result in found if isinstance(result, BlockScore))
+            # As the journal has them, so that a resumed search counts the same.
+            times = [round(result.seconds, SECONDS_DIGITS) for result in found if isinstance(result, BlockScore)]
+            self.seconds += math.fsum(times)
 
 
 @dataclass(frozen=True)
