@@ -156,7 +156,9 @@ class Formula:
 class Table(Formula):
     """An evaluator without a model: the NLL of every block is a function of the candidate and the sample."""
 
-    def __init__(self, blocks: Callable[[Candidate, str], Iterable[float]], tokens: int, seconds: float = 0.001) -> None:
+    def __init__(
+        self, blocks: Callable[[Candidate, str], Iterable[float]], tokens: int, seconds: float = 0.001
+    ) -> None:
         self._blocks, self._tokens, self._seconds = blocks, tokens, seconds
 
     def evaluate(self, task: Task) -> BlockScore:

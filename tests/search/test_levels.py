@@ -67,7 +67,10 @@ def test_every_vector_of_finite_numbers_is_a_candidate_of_the_space(level: Level
 
 @pytest.mark.parametrize("number", [sys.float_info.max, -sys.float_info.max])
 def test_no_number_is_too_large(number: float) -> None:
-    ramp, increments = RampLevel(WIDE, ramp_of(PAIRS)), IncrementLevel(WIDE, Candidate((2.0,) * PAIRS, 0, 1.1), 7, True)
+    ramp, increments = (
+        RampLevel(WIDE, ramp_of(PAIRS)),
+        IncrementLevel(WIDE, Candidate((2.0,) * PAIRS, 0, 1.1), PAIRS, True),
+    )
     for level in (ramp, increments):
         assert WIDE.contains(level.decode(np.full(level.size, number)))
 
