@@ -25,8 +25,6 @@ WORST = 0.3
 ELITE = 4
 DRAWN, NEAR = 1000, 1500
 """Vectors to choose from: anywhere, and about the best ones."""
-FOREMOST = 50
-"""Of those, how many are looked at for one that stands for a candidate not scored yet."""
 
 
 class BayesianOptimiser(Optimiser):
@@ -53,8 +51,10 @@ class BayesianOptimiser(Optimiser):
             offered = self._offered(genes[np.argsort(scores, kind="stable")[:ELITE]])
             mean, deviation = process.predict(offered, return_std=True)
             expected = _expected_improvement(scores.min(), mean, deviation)
-            foremost = np.argsort(-expected, kind="stable")[:FOREMOST].tolist()
-            pick = next((each for each in foremost if self.level.decode(offered[each]) not in known), foremost[0])
+            foremost = np.argsort(-expected, kind="stable").tolist()
+            pick = next((each for each in foremost if self.level.decode(offered[each]) not in known), None)
+            if pick is None:  # all that is offered is known
+                return chosen + [offered[foremost[0]]] * (self.round_size - len(chosen))
             known.add(self.level.decode(offered[pick]))
             chosen.append(offered[pick])
             # Believe the prediction, so that the next of the round is looked for elsewhere.
