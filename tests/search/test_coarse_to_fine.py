@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from longrope.search.algorithm import cut
 from longrope.search.algorithms import make_algorithm
 from longrope.search.candidate import Candidate
 from longrope.search.coarse_to_fine import KNOTS, CoarseToFine, CoarseToFineSettings
+from longrope.search.evolution import GeneticOptimiser
+from longrope.search.gaussian_process import BayesianOptimiser
 from longrope.search.levels import Genes, IncrementLevel, Level, Ramp, RampLevel
 from longrope.search.optimiser import Optimiser
 from longrope.search.paper import PaperSearch, PaperSettings
@@ -213,12 +215,8 @@ def test_a_seed_outside_the_space_has_no_score_for_its_projection(lambdas: tuple
 
 @every
 def test_a_search_whose_children_are_all_invalid_goes_on_to_its_end(name: str) -> None:
-    seeds = set(seeds_of())
     algorithm = made(name)
-    run(
-        algorithm,
-        lambda candidate: 2.0 if candidate in {algorithm.space.quantise(each) for each in seeds} else math.inf,
-    )
+    run(algorithm, lambda candidate: 2.0 if candidate in algorithm.seeds else math.inf)
     assert len(algorithm.history) == SMALL.max_evaluations
     assert algorithm.best == (algorithm.seeds[0], 2.0)
     assert len(algorithm.ranked()) == 2
@@ -241,14 +239,21 @@ def test_invalid_candidates_do_not_keep_a_search_from_its_optimum(name: str) -> 
     assert math.log(algorithm.best[1]) < 0.4 * min(math.log(distance(each)) for each in algorithm.seeds)
 
 
+def test_invalid_candidates_are_no_parents() -> None:
+    level = RampLevel(space_of(), ramp_of())
+    optimiser = GeneticOptimiser(level, 6, seed=0)
+    optimiser.ask()
+    optimiser.tell([level.start + 1000.0] * 6, [math.inf] * 6)
+    assert np.abs(optimiser.ask()).max() < 10
+
+
 # --- Small spaces ---
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A level is given up after few rounds without anything new, for the sake of time."""
     monkeypatch.setattr(coarse_to_fine, "TRIES", 3)
-    yield
 
 
 @every
@@ -273,6 +278,18 @@ def test_a_level_that_has_nothing_new_gives_way_to_the_next(name: str) -> None:
     asked = flat(run(algorithm, lambda candidate: 3 - candidate.lambdas[0] - candidate.n_hat / 10))
     assert len(asked) < SMALL.coarse
     assert {candidate.n_hat for candidate in asked} == {0, 8}
+
+
+def test_a_gaussian_process_asks_for_candidates_that_it_does_not_know() -> None:
+    """All but the last of 16 lambdas are told, and the worst of all is beside it."""
+    space = SearchSpace(1, 1.0, 1.15, n_hat_choices=(0,))
+    level = IncrementLevel(space, Candidate((1.08,), 0, 1.0), 1, False)
+    places = {level.decode(genes): genes for genes in np.linspace(-2, 2, 400)[:, None]}
+    assert len(places) == 16
+    told = sorted(places, key=lambda candidate: candidate.lambdas)[:-1]
+    optimiser = BayesianOptimiser(level, 3, seed=0)
+    optimiser.tell([places[each] for each in told], [1 + each.lambdas[0] for each in told])
+    assert level.decode(optimiser.ask()[0]).lambdas == (1.15,)
 
 
 # --- Racing ---
