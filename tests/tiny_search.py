@@ -14,9 +14,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from longrope.runs.journal import Journal
+from longrope.runs.progress import Progress
 from longrope.search import run
 from longrope.search.candidate import Candidate
 from longrope.search.evaluation import BlockScore, Task
+from longrope.search.scorer import Scorer
 from longrope.search.search import SearchReport, search
 from longrope.search.settings import AlgorithmSettings, DataSettings, SearchSettings
 from longrope.workers.pool import EvaluationPool, EvaluatorFactory, Failure
@@ -148,6 +151,28 @@ class Formula:
 
     def evaluate(self, task: Task) -> BlockScore:
         return BlockScore((self._loss(task.candidate, task.sample) * self._tokens,), self._tokens, 0.001)
+
+
+class Table(Formula):
+    """An evaluator without a model: the NLL of every block is a function of the candidate and the sample."""
+
+    def __init__(
+        self, blocks: Callable[[Candidate, str], Iterable[float]], tokens: int, seconds: float = 0.001
+    ) -> None:
+        self._blocks, self._tokens, self._seconds = blocks, tokens, seconds
+
+    def evaluate(self, task: Task) -> BlockScore:
+        return BlockScore(tuple(self._blocks(task.candidate, task.sample)), self._tokens, self._seconds)
+
+
+@contextmanager
+def scoring(
+    journal: Path, evaluator: Formula, progress: Progress | None = None, fails: Fails = lambda task: None
+) -> Iterator[tuple[Scorer, InProcessPool]]:
+    """A scorer on a journal that is begun or gone on with, and the pool that sees its tasks."""
+    pool = InProcessPool(evaluator, fails)
+    with Journal.resume(journal, {}) if journal.exists() else Journal.create(journal, {}) as opened:
+        yield Scorer(pool, opened, progress or Progress()), pool
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from longrope.demo import model_folder
 from longrope.finetune.settings import FinetuneSettings
 from longrope.lengths import format_length
 from longrope.runs.command import option, options_of
-from longrope.search.settings import AlgorithmSettings, DataSettings
+from longrope.search.settings import SEARCHED_ATTENTION, AlgorithmSettings, DataSettings
 
 OUTPUT = ["--output", "NEW_FOLDER"]
 
@@ -28,8 +28,9 @@ def search_command(provenance: Mapping[str, Any]) -> str:
     if tuple(settings["n_hat_choices"]) != tuple(sorted({0 if n == 1 else n for n in usual})):
         given["n_hat"] = settings["n_hat_choices"]
     given["lambda_max"] = settings["lambda_max"]
-    # What a readjustment was told is not recorded, but the factor that came of it is.
-    given["attention_factor"] = settings.get("attention_factor_rule", settings["attention_factor"])
+    # What a readjustment was told is not recorded, but what came of it is: a factor, or a search for one.
+    told = SEARCHED_ATTENTION if "attention_span" in settings else settings["attention_factor"]
+    given["attention_factor"] = settings.get("attention_factor_rule", told)
     if not readjusted:
         words = ["search", _model(provenance), "--target-length", format_length(target)]
     else:

@@ -70,6 +70,8 @@ def convergence_plot(run: SearchRun) -> Plot | None:
     caption += f" Triangles: {len(above)} candidates above the axis." if above else ""
     caption += f" Baselines above the axis: {', '.join(hidden)}." if hidden else ""
     caption += f" {failed} candidates failed." if failed else ""
+    dropped = sum(math.isnan(value) for value in scores)
+    caption += f" {dropped} candidates were clearly behind after some of the samples and dropped." if dropped else ""
     return Plot(
         "convergence",
         "Convergence",

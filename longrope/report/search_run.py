@@ -60,7 +60,7 @@ class SearchRun:
         samples: digests of the search samples and of the held-out documents, at the target length.
         methods: in the order of the comparison, the searched factors among the last.
         candidates: what the algorithm asked for, in the order of the journal, with the perplexity on all search
-            samples; inf where it failed.
+            samples; inf where it failed, nan where it was dropped before it was scored on all of them.
         scores: all that the journal holds.
         failures: reasons by what failed.
     """
@@ -203,10 +203,11 @@ def _pooled(events: Sequence[Mapping[str, Any]], samples: Sequence[str], scores:
         for event in events
         if event["kind"] in ("evaluation", "failure") and event["sample"] in samples
     )
+    failed = {Candidate.from_dict(event["candidate"]) for event in events if event["kind"] == "failure"}
     found = {}
     for candidate in tried:
         parts = [scores[candidate, digest] for digest in samples if (candidate, digest) in scores]
-        found[candidate] = math.inf
+        found[candidate] = math.inf if candidate in failed else math.nan
         if len(parts) == len(samples):
             found[candidate] = perplexity(math.fsum(part.total for part in parts), sum(part.tokens for part in parts))
     return found

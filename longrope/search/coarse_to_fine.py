@@ -13,13 +13,15 @@ from longrope.search.algorithm import SearchAlgorithm, cut
 from longrope.search.candidate import Candidate
 from longrope.search.levels import Genes, IncrementLevel, Level, Ramp, RampLevel
 from longrope.search.optimiser import Optimiser
-from longrope.search.space import SearchSpace
+from longrope.search.space import ATTENTION_STEP, SearchSpace
 
 KNOTS = 7
 SURVIVORS = 4
 """Candidates, the best so far, that new ones must be able to come among to be scored in full."""
-TRIES = 100
-"""Rounds in a row that may bring nothing new before the search ends: every candidate near its best is known."""
+TRIES = 30
+"""Rounds in a row that may bring nothing new before a level ends: every candidate near its best is known."""
+FINEST = 2
+"""Number of the last level."""
 
 
 @dataclass(frozen=True)
@@ -111,15 +113,16 @@ class CoarseToFine(SearchAlgorithm):
         if left <= 0 or self.best is None:
             return []
         self._scores.update((scored.candidate, scored.score) for scored in self.history[len(self._scores) :])
-        for _ in range(TRIES):
-            self._learn()
-            self._enter_stage()
-            assert self._optimiser is not None
-            self._genes = self._optimiser.ask()
-            self._candidates = [self._optimiser.level.decode(genes) for genes in self._genes]
-            new = [each for each in dict.fromkeys(self._candidates) if each not in self._scores]
-            if new:
-                return new[:left]
+        for stage in range(max(self._stage, self._due_stage()), FINEST + 1):
+            self._enter_stage(stage)
+            for _ in range(TRIES):
+                self._learn()
+                assert self._optimiser is not None
+                self._genes = self._optimiser.ask()
+                self._candidates = [self._optimiser.level.decode(genes) for genes in self._genes]
+                new = [each for each in dict.fromkeys(self._candidates) if each not in self._scores]
+                if new:
+                    return new[:left]
         return []
 
     def _learn(self) -> None:
@@ -128,15 +131,26 @@ class CoarseToFine(SearchAlgorithm):
             self._optimiser.tell(self._genes, [self._scores[candidate] for candidate in self._candidates])
             self._genes = []
 
-    def _enter_stage(self) -> None:
-        """Begin the next level when the candidates of this one are spent."""
+    def _due_stage(self) -> int:
+        """The level whose candidates are not spent."""
         told = len(self.history)
-        stage = 0 if self._ramp and told < self.settings.coarse else 1 if told < self.settings.knots else 2
+        return 0 if self._ramp and told < self.settings.coarse else 1 if told < self.settings.knots else FINEST
+
+    def _enter_stage(self, stage: int) -> None:
         if stage != self._stage:
             self._stage = stage
             seed = int(self._random.integers(2**31))
-            known = self.best[1] if stage and self.best else None
-            self._optimiser = self._make(self._level(stage), self.settings.population, seed, known)
+            level = self._level(stage)
+            self._genes = []
+            self._optimiser = self._make(level, self.settings.population, seed, self._start_score(level))
+
+    def _start_score(self, level: Level) -> float | None:
+        """The best score, if the level starts at its candidate: the best seed may be outside the space."""
+        assert self.best is not None
+        best, score = self.best
+        start = level.decode(level.start)
+        rounded = abs(start.attention_factor - best.attention_factor) < ATTENTION_STEP
+        return score if rounded and (start.lambdas, start.n_hat) == (best.lambdas, best.n_hat) else None
 
     def _level(self, stage: int) -> Level:
         if stage == 0:

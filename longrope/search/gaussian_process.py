@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from longrope.search.candidate import Candidate
 from longrope.search.levels import Genes, Level
 from longrope.search.optimiser import Optimiser
 
@@ -34,10 +35,13 @@ class BayesianOptimiser(Optimiser):
     def __init__(self, level: Level, round_size: int, seed: int, start_score: float | None = None) -> None:
         super().__init__(level, round_size, seed, start_score)
         self._random = np.random.default_rng(seed)
-        self._genes: list[Genes] = [] if start_score is None else [level.start]
         self._kernel: Any = None
         self._points = 0  # that the kernel was fitted to
-        self._scores: list[float] = [] if start_score is None else [start_score]
+        self._genes: list[Genes] = []
+        self._scores: list[float] = []
+        self._known: set[Candidate] = set()
+        if start_score is not None:
+            self.tell([level.start], [start_score])
 
     def ask(self) -> list[Genes]:
         if not np.isfinite(self._scores).sum() >= 2:
@@ -46,10 +50,16 @@ class BayesianOptimiser(Optimiser):
         scores = np.minimum(scores, scores.min() + WORST)
         process = self._fitted(genes, scores)
         chosen: list[Genes] = []
+        known = set(self._known)
         for _ in range(self.round_size):
             offered = self._offered(genes[np.argsort(scores, kind="stable")[:ELITE]])
             mean, deviation = process.predict(offered, return_std=True)
-            pick = int(np.argmax(_expected_improvement(scores.min(), mean, deviation)))
+            expected = _expected_improvement(scores.min(), mean, deviation)
+            foremost = np.argsort(-expected, kind="stable").tolist()
+            pick = next((each for each in foremost if self.level.decode(offered[each]) not in known), None)
+            if pick is None:  # all that is offered is known
+                return chosen + [offered[foremost[0]]] * (self.round_size - len(chosen))
+            known.add(self.level.decode(offered[pick]))
             chosen.append(offered[pick])
             # Believe the prediction, so that the next of the round is looked for elsewhere.
             genes, scores = np.vstack([genes, offered[pick]]), np.append(scores, mean[pick])
@@ -57,8 +67,12 @@ class BayesianOptimiser(Optimiser):
         return chosen
 
     def tell(self, genes: Sequence[Genes], scores: Sequence[float]) -> None:
-        self._genes += list(genes)
-        self._scores += list(scores)
+        for each, score in zip(genes, scores, strict=True):
+            candidate = self.level.decode(each)
+            if candidate not in self._known:  # the process would only grow by what it knows
+                self._known.add(candidate)
+                self._genes.append(each)
+                self._scores.append(score)
 
     def _first(self) -> list[Genes]:
         """A round that fills the space evenly (Sobol), as a normal distribution would."""

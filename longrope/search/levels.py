@@ -21,6 +21,8 @@ Genes = npt.NDArray[np.float64]
 
 ATTENTION_UNIT = 0.06
 """Of the attention factor's gene: relative change."""
+FARTHEST = 1000.0
+"""Genes beyond it, either way, count as it: every bound of a space is nearer, and nothing overflows."""
 
 
 class Level(ABC):
@@ -86,10 +88,9 @@ class RampLevel(Level):
         self._height = math.log(ramp.ratio)
 
     def decode(self, genes: Genes) -> Candidate:
-        start, width, height, shape = genes[:4] * self.SPREAD
-        with np.errstate(over="ignore"):  # an exponent beyond all measure gives a step, which is a ramp, too
-            t = np.clip((self.TURNS + start - self._turns) / (self.WIDTH * np.exp(width)), 0, 1)
-            rise = self._height * self.HEIGHT * np.exp(height) * t ** (self.SHAPE * np.exp(shape))
+        start, width, height, shape = np.clip(genes[:4], -FARTHEST, FARTHEST) * self.SPREAD
+        t = np.clip((self.TURNS + start - self._turns) / (self.WIDTH * np.exp(width)), 0, 1)
+        rise = self._height * self.HEIGHT * np.exp(height) * t ** (self.SHAPE * np.exp(shape))
         return _candidate(self.space, self._floor + rise, 0, genes[4:])
 
 
@@ -130,7 +131,8 @@ class IncrementLevel(Level):
         return self._choices
 
     def decode(self, genes: Genes) -> Candidate:
-        increments = np.maximum(self._increments + self.UNIT * self._hats @ genes[: self._knots], 0.0)
+        changes = self.UNIT * self._hats @ np.clip(genes[: self._knots], -FARTHEST, FARTHEST)
+        increments = np.maximum(self._increments + changes, 0.0)
         n_hat = round(float(np.clip(genes[-1], 0, self._choices - 1))) if self._choices else self._n_hat
         attention = genes[self._knots : self._knots + self.space.searches_attention]
         return _candidate(self.space, math.log(self.space.lambda_min) + np.cumsum(increments), n_hat, attention)

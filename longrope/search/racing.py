@@ -18,7 +18,7 @@ from longrope.data.samples import Sample
 from longrope.model.score import perplexity
 from longrope.search.candidate import Candidate
 from longrope.search.evaluation import BlockScore, Task
-from longrope.search.scorer import Scorer, pooled
+from longrope.search.scorer import SECONDS_DIGITS, Scorer, pooled
 from longrope.workers.pool import Failure
 
 Blocks = npt.NDArray[np.float64]
@@ -55,18 +55,20 @@ class Race:
         results: dict[Candidate, list[BlockScore | Failure]] = {candidate: [] for candidate in candidates}
         against = block_scores(scorer, rival, self.samples) if rival is not None else None
         estimates: dict[Candidate, float] = {}
-        for number, sample in enumerate(self.samples):
-            found = scorer.score(Task(candidate, sample.digest) for candidate in left)
+        # With nobody to drop all samples are one heat: workers wait for each other once.
+        heat = len(self.samples) if against is None else 1
+        for begin in range(0, len(self.samples), heat):
+            samples, rest = self.samples[begin : begin + heat], self.samples[begin + heat :]
+            found = scorer.score(Task(candidate, sample.digest) for candidate in left for sample in samples)
             for candidate in left:
-                results[candidate].append(found[Task(candidate, sample.digest)])
-            last = number + 1 == len(self.samples)
-            if against is None or last:
+                results[candidate] += [found[Task(candidate, sample.digest)] for sample in samples]
+            if against is None or not rest:
                 continue
             for candidate in left:
                 estimate = _estimate_if_behind(results[candidate], against)
                 if estimate is not None:
                     estimates[candidate] = estimate
-                    self._skip(scorer, self.samples[number + 1 :])
+                    self._skip(scorer, rest)
             left = [candidate for candidate in left if candidate not in estimates]
         self._count(results)
         scores = {each: estimates[each] if each in estimates else pooled(results[each]) for each in candidates}
@@ -79,7 +81,9 @@ class Race:
     def _count(self, results: Mapping[Candidate, Sequence[BlockScore | Failure]]) -> None:
         for found in results.values():
             self.scored += sum(len(sample.tokens) for sample, _ in zip(self.samples, found, strict=False))
-            self.seconds += math.fsum(result.seconds for result in found if isinstance(result, BlockScore))
+            # As the journal has them, so that a resumed search counts the same.
+            times = [round(result.seconds, SECONDS_DIGITS) for result in found if isinstance(result, BlockScore)]
+            self.seconds += math.fsum(times)
 
 
 @dataclass(frozen=True)

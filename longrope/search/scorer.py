@@ -14,6 +14,9 @@ from longrope.search.candidate import Candidate
 from longrope.search.evaluation import Batch, BlockScore, Task
 from longrope.workers.pool import EvaluationPool, Failure
 
+SECONDS_DIGITS = 6
+"""Decimals of a time in the journal."""
+
 
 class Scorer:
     """Scores pairs of candidate and sample; every pair gets one result in the life of a journal, which stands.
@@ -149,7 +152,7 @@ class Scorer:
                 **event,
                 "nll": list(result.nll),
                 "tokens": result.tokens,
-                "seconds": round(result.seconds, 6),
+                "seconds": round(result.seconds, SECONDS_DIGITS),
             }
         )
 

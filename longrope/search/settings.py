@@ -174,7 +174,7 @@ class AlgorithmSettings:
         if self.is_paper:
             defaults = PaperSettings.paper(length)
             return PaperSettings(**{**vars(defaults), **given, "max_evaluations": self.max_evaluations})
-        for name in given.keys() & set(own):
+        for name in (name for name in own if name in given):
             raise SettingsError(f"{name} is a size of algorithm 'paper'; leave it away with {self.algorithm!r}")
         if self.max_evaluations is not None:
             given["max_evaluations"] = self.max_evaluations

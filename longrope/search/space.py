@@ -15,6 +15,9 @@ from longrope.search.candidate import Candidate
 PAPER_N_HAT = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 """Choices of n_hat in LongRoPE (arXiv 2402.13753, table 4)."""
 
+ATTENTION_STEP = 1e-4
+"""Of attention factors that are searched."""
+
 FINEST_STEP = 1e-6
 """Neighbouring lambdas closer than this are one and the same to float32 angles."""
 
