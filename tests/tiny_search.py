@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from longrope.runs.journal import Journal
 from longrope.runs.progress import Progress
-from longrope.search import run
+from longrope.search import racing, run
 from longrope.search.candidate import Candidate
 from longrope.search.evaluation import BlockScore, Task
 from longrope.search.scorer import Scorer
@@ -114,6 +114,18 @@ def settings(
     )
 
 
+def coarse_to_fine(name: str, **more: Any) -> dict[str, Any]:
+    """What makes the search of ``settings`` one from coarse to fine, of 15 candidates."""
+    none = dict.fromkeys(("mutations", "crossovers", "iterations", "parents"))
+    return {**none, "algorithm": name, "population": 4, "max_evaluations": 15, **more}
+
+
+def eager_races(patch: pytest.MonkeyPatch) -> None:
+    """Candidates of a model with random weights are dropped, after two samples of one block."""
+    patch.setattr(racing, "DOUBT", 0.5)
+    patch.setattr(racing, "FEWEST_BLOCKS", 2)
+
+
 class InProcessPool(EvaluationPool[Task, BlockScore]):
     """Evaluates in this process, in the order asked; no starting of workers, and a test sees every task.
 
@@ -189,7 +201,9 @@ def in_process(fails: Fails = lambda task: None) -> Iterator[list[InProcessPool]
         yield pools
 
 
-def search_in_process(given: SearchSettings, fails: Fails = lambda task: None) -> tuple[SearchReport, InProcessPool]:
+def search_in_process(
+    given: SearchSettings, fails: Fails = lambda task: None, progress: Progress | None = None
+) -> tuple[SearchReport, InProcessPool]:
     """A search without workers, and the pool that saw its tasks."""
     with in_process(fails) as pools:
-        return search(given), pools[0]
+        return search(given, progress), pools[0]

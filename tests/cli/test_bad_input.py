@@ -239,6 +239,11 @@ def test_target_lengths(place: Place, length: str, said: str) -> None:
     ("arguments", "said"),
     [
         (("--algorithm", "annealing"), "algorithm 'annealing' is not known; use paper"),
+        (("--algorithm", "cma", "--parents", "4"), "parents is a size of algorithm 'paper'; leave it away with 'cma'"),
+        (("--attention-factor", "search"), "the attention factor is not searched by algorithm 'paper'; give su or"),
+        (("--watch", "-1"), "watch is -1; give a number of rounds, or 0"),
+        (("--patience", "0"), "patience is 0; give at least 1 round"),
+        (("--max-gpu-hours", "0"), "max-gpu-hours is 0.0; give a number above 0"),
         (("--executor", "slurm"), "executor 'slurm' is not known; use local or ray"),
         (("--ray-address", "auto"), "a ray address was given for the local executor; add --executor ray"),
         (("--dtype", "int4"), "dtype 'int4' is not known; use auto, "),

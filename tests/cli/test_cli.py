@@ -170,6 +170,10 @@ def test_every_option_of_a_search_arrives(longrope: Run, monkeypatch: pytest.Mon
         "--mutation-probability": ("0.25", "algorithm.mutation_probability", 0.25),
         "--iterations": ("15", "algorithm.iterations", 15),
         "--max-evaluations": ("16", "algorithm.max_evaluations", 16),
+        "--max-gpu-hours": ("1.5", "algorithm.max_gpu_hours", 1.5),
+        "--patience": ("6", "algorithm.patience", 6),
+        "--racing": (None, "algorithm.racing", True),
+        "--watch": ("7", "algorithm.watch", 7),
         "--n-hat": ("0,8, 16", "algorithm.n_hat", (0, 8, 16)),
         "--lambda-max": ("9.5", "algorithm.lambda_max", 9.5),
         "--attention-factor": ("yarn", "algorithm.attention_factor", "yarn"),
@@ -215,6 +219,19 @@ def test_defaults_are_those_of_the_paper(longrope: Run, monkeypatch: pytest.Monk
     assert (small.data.sample_count(small.target_length), large.data.sample_count(large.target_length)) == (5, 3)
     assert small.algorithm.n_hat_choices == (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
     assert (small.seed, small.data.held_out, small.algorithm.attention_factor) == (0, 10, "auto")
+
+
+@pytest.mark.parametrize(("options", "racing"), [((), None), (("--racing",), True), (("--no-racing",), False)])
+def test_racing_may_be_left_to_the_algorithm(
+    options: tuple[str, ...], racing: bool | None, longrope: Run, monkeypatch: pytest.MonkeyPatch, model_folder: Path
+) -> None:
+    received: list[Any] = []
+    monkeypatch.setattr("longrope.search.search.search", lambda settings, progress: received.append(settings) or 1 / 0)
+    longrope(
+        "search", model_folder, "--target-length", "2k", "--data", "x", "--output", "y", "--algorithm", "cma", *options
+    )
+    [settings] = received
+    assert (settings.algorithm.algorithm, settings.algorithm.racing) == ("cma", racing)
 
 
 # --- show ---

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from tiny_search import in_process
+from tiny_search import coarse_to_fine, eager_races, in_process, search_in_process, settings
 
 from longrope.exceptions import InvalidInputError
 from longrope.report.content import Plot, shown
@@ -18,7 +18,7 @@ from longrope.report.evaluation_run import open_evaluation
 from longrope.report.perplexity_figures import paired
 from longrope.report.retrieval_figures import heatmaps
 from longrope.report.runs import sections_of
-from longrope.report.search_progress_figures import gain_plot
+from longrope.report.search_progress_figures import convergence_plot, gain_plot
 from longrope.report.search_result_figures import position_plot
 from longrope.report.search_run import block_tokens, open_search
 from longrope.report.search_section import search_section
@@ -26,7 +26,9 @@ from longrope.report.suite_figures import metric_plots
 from longrope.report.write import write_report
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import yarn
+from longrope.search.candidate import Candidate
 from longrope.search.comparison import paired_difference
+from longrope.search.evaluation import Task
 from longrope.search.readjust import ReadjustSettings, readjust
 from longrope.search.settings import AlgorithmSettings, DataSettings
 
@@ -61,6 +63,31 @@ def test_methods_of_a_search_are_found_in_its_journal(search_run: Path) -> None:
         assert math.exp(blocks.sum() / (3 * block_tokens(512).sum())) == pytest.approx(held_out)
     assert block_tokens(512).tolist() == [255, 256]
     assert block_tokens(600).tolist() == [255, 256, 88]
+
+
+def test_candidates_that_were_dropped_are_not_among_those_that_failed(
+    model_folder: Path, documents_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager_races(monkeypatch)
+    data = DataSettings(source=str(documents_file), samples=4, held_out=0)
+    chosen = coarse_to_fine("genetic")
+    asked: list[Candidate] = []
+
+    def fails(task: Task) -> str | None:
+        if task.candidate not in asked:
+            asked.append(task.candidate)
+        return "too hot" if len(asked) == 6 else None
+
+    search_in_process(settings(model_folder, documents_file, tmp_path / "run", 128, chosen, data=data), fails)
+    run = open_search(tmp_path / "run")
+    scores = [value for _, value in run.candidates]
+    dropped = sum(math.isnan(value) for value in scores)
+    assert (scores.count(math.inf), len(scores)) == (1, 15)
+    assert 0 < dropped < 12
+    plot = convergence_plot(run)
+    assert plot is not None
+    assert " 1 candidates failed." in plot.caption
+    assert f" {dropped} candidates were clearly behind" in plot.caption
 
 
 def test_a_needle_search_shows_no_perplexity_of_what_did_not_count(search_run: Path, tmp_path: Path) -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_search import coarse_to_fine
 
 from longrope.cli.main import app
 from longrope.cli.shared import given_command
 from longrope.finetune.settings import AdapterSettings, FinetuneSettings, HeldOutSettings, MemorySettings
 from longrope.report.reproduce import evaluation_command, finetune_command, search_command
 from longrope.rope.policy import load_factors
-from longrope.search.settings import SearchSettings
+from longrope.search.paper import PaperSettings
+from longrope.search.search import algorithm_settings
+from longrope.search.settings import AlgorithmSettings, SearchSettings
 
 
 class Parsed(Exception):
@@ -109,3 +112,52 @@ def test_a_search_has_the_batches_that_it_had(
     provenance["settings"] = {**provenance["settings"], "device": device, "batch": batch}
     parsed, *_ = understood(search_command(provenance), "longrope.search.search.search")
     assert parsed.execution.batch == given
+
+
+@pytest.mark.parametrize(
+    ("chosen", "options"),
+    [
+        ({}, ["--algorithm cma", "--population 4", "--max-evaluations 15"]),
+        ({"algorithm": "genetic", "racing": False}, ["--algorithm genetic", "--no-racing"]),
+        ({"algorithm": "bayesian", "population": None, "max_evaluations": None}, ["--algorithm bayesian"]),
+        ({"patience": 3, "max_gpu_hours": 2.5}, ["--patience 3", "--max-gpu-hours 2.5"]),
+        ({"attention_factor": "none", "racing": True}, ["--attention-factor none"]),
+    ],
+)
+def test_a_search_has_the_algorithm_that_it_had(
+    chosen: dict[str, Any], options: list[str], understood: Understood, search_run: Path
+) -> None:
+    """From what a search with these settings records of them."""
+    algorithm = AlgorithmSettings(**coarse_to_fine(**{"name": chosen.pop("algorithm", "cma"), **chosen}))
+    provenance = dict(load_factors(search_run / "factors.json").provenance)
+    kept = {name: value for name, value in provenance["settings"].items() if name not in asdict(PaperSettings())}
+    recorded = algorithm_settings(algorithm, algorithm.sizes(512))
+    provenance["settings"] = {**kept, **recorded, "attention_factor_rule": algorithm.attention_factor}
+    line = search_command(provenance)
+    assert [option for option in options if option not in line] == []
+    parsed, *_ = understood(line, "longrope.search.search.search")
+    for name in ("algorithm", "races", "patience", "max_gpu_hours", "attention_factor", "watched_every"):
+        assert getattr(parsed.algorithm, name) == getattr(algorithm, name), name
+    assert parsed.algorithm.sizes(512) == algorithm.sizes(512)
+
+
+def test_the_paper_with_racing_is_repeated_with_racing(understood: Understood, search_run: Path) -> None:
+    provenance = dict(load_factors(search_run / "factors.json").provenance)
+    assert "racing" not in search_command(provenance)
+    provenance["settings"] = {**provenance["settings"], "racing": True}
+    parsed, *_ = understood(search_command(provenance), "longrope.search.search.search")
+    assert (parsed.algorithm.algorithm, parsed.algorithm.races) == ("paper", True)
+
+
+@pytest.mark.parametrize(("searched", "factor"), [(True, "search"), (False, "1.25")])
+def test_a_readjustment_is_told_of_its_attention_factor(
+    searched: bool, factor: str, understood: Understood, search_run: Path
+) -> None:
+    provenance = dict(load_factors(search_run / "factors.json").provenance)
+    algorithm = AlgorithmSettings(algorithm="cma")
+    given = {**provenance["settings"], **algorithm_settings(algorithm, algorithm.sizes(48)), "window": 48}
+    given |= {"attention_factor": 1.25} | ({"attention_span": 1.2} if searched else {})
+    provenance["settings"] = {name: value for name, value in given.items() if name != "attention_factor_rule"}
+    parsed, *_ = understood(search_command(provenance), "longrope.search.readjust.readjust")
+    assert parsed.windows == (48,)
+    assert (parsed.algorithm.algorithm, str(parsed.algorithm.attention_factor)) == ("cma", factor)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_search import search_in_process, settings
+from tiny_search import coarse_to_fine, eager_races, search_in_process, settings
 
 from longrope.data.samples import Sample, SampleSet
 from longrope.model.architectures import ARCHITECTURES
@@ -35,6 +35,7 @@ from longrope.search.evaluator import ModelEvaluator
 from longrope.search.run import open_scorer
 from longrope.search.scorer import Scorer
 from longrope.search.search import SearchReport, search
+from longrope.search.settings import DataSettings, SearchSettings
 from longrope.search.solve import Problem, predicted_cost
 from longrope.search.space import SearchSpace
 from longrope.workers.pool import EvaluationPool, Failure
@@ -124,11 +125,25 @@ def test_a_probe_is_something_an_evaluator_does(
 
 
 @pytest.fixture(scope="module")
-def undisturbed(model_folder: Path, documents_file: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchReport:
+def settings_of(model_folder: Path, documents_file: Path) -> Iterator[Callable[..., SearchSettings]]:
+    """A search in which candidates are dropped, so that the later samples of a round have fewer batches."""
+    data = DataSettings(source=str(documents_file), samples=4, held_out=3)
+
+    def make(output: Path, **more: Any) -> SearchSettings:
+        return settings(model_folder, documents_file, output, 128, coarse_to_fine("genetic"), data=data, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        eager_races(patch)
+        yield make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(settings_of: Callable[..., SearchSettings], tmp_path_factory: pytest.TempPathFactory) -> SearchReport:
     """A search in batches of four, in this process."""
     execution = ExecutionSettings(workers=1, batch=4)
-    output = tmp_path_factory.mktemp("runs") / "undisturbed"
-    return search_in_process(settings(model_folder, documents_file, output, execution=execution))[0]
+    report, _ = search_in_process(settings_of(tmp_path_factory.mktemp("runs") / "undisturbed", execution=execution))
+    assert report.solution.course.saved_tokens > 0
+    return report
 
 
 def scores(folder: Path) -> dict[tuple[Candidate, str], list[float]]:
@@ -138,25 +153,25 @@ def scores(folder: Path) -> dict[tuple[Candidate, str], list[float]]:
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_any_number_of_workers_gives_the_same_bits(
-    workers: int, undisturbed: SearchReport, model_folder: Path, documents_file: Path, tmp_path: Path
+    workers: int, undisturbed: SearchReport, settings_of: Callable[..., SearchSettings], tmp_path: Path
 ) -> None:
     execution = ExecutionSettings(workers=workers, batch=4)
-    report = search(settings(model_folder, documents_file, tmp_path / "run", execution=execution))
+    report = search(settings_of(tmp_path / "run", execution=execution))
     assert scores(report.folder) == scores(undisturbed.folder)
+    assert report.solution.course == undisturbed.solution.course
     assert (report.folder / "factors.json").read_bytes() == (undisturbed.folder / "factors.json").read_bytes()
     assert report.factors.provenance["settings"]["batch"] == 4
 
 
 @pytest.mark.parametrize("share", [0.0, 0.35, 0.7])
 def test_a_torn_journal_is_resumed_with_its_batches(
-    share: float, undisturbed: SearchReport, model_folder: Path, documents_file: Path, tmp_path: Path
+    share: float, undisturbed: SearchReport, settings_of: Callable[..., SearchSettings], tmp_path: Path
 ) -> None:
     lines = (undisturbed.folder / JOURNAL).read_bytes().splitlines(keepends=True)
     run = tmp_path / "run"
     run.mkdir()
     (run / JOURNAL).write_bytes(b"".join(lines[: 2 + round(share * len(lines))]) + lines[-1][:50])
-    execution = ExecutionSettings(workers=1)
-    report, pool = search_in_process(settings(model_folder, documents_file, run, execution=execution, resume=True))
+    report, pool = search_in_process(settings_of(run, resume=True))
     assert all(isinstance(task, Batch) and len(task.candidates) == 4 for task in pool.asked)
     assert scores(run) == scores(undisturbed.folder)
     assert (run / "factors.json").read_bytes() == (undisturbed.folder / "factors.json").read_bytes()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from tiny_search import Fails, InProcessPool, in_process
+from tiny_search import Fails, InProcessPool, coarse_to_fine, in_process
 from transformers import AutoModelForCausalLM
 
 from longrope.exceptions import FactorsError, RunExistsError, SettingsError
@@ -257,6 +258,23 @@ def test_factors_of_another_model_are_refused(
     with pytest.raises(FactorsError, match=message):
         run(given(tmp_path / "run", model=str(model_folder), factors=str(tmp_path / "other.json")))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rule", ["present", "search"])
+def test_a_readjustment_from_coarse_to_fine(rule: str, given: Callable[..., ReadjustSettings], tmp_path: Path) -> None:
+    """It begins with knots about the best seed: nothing of short windows is known to grow with their length."""
+    chosen = coarse_to_fine("cma", attention_factor=rule, max_evaluations=11)
+    settings = given(tmp_path / "run", chosen, windows=(48,))
+    report, _ = run(settings)
+    [window] = report.windows
+    provenance = window.factors.provenance
+    assert provenance["method"] == "longrope readjust, algorithm cma"
+    assert window.solution.evaluations == provenance["settings"]["max_evaluations"] == 11
+    assert min(window.solution.scores) < min(window.solution.scores[:2])
+    assert ("attention_span" in provenance["settings"]) == (rule == "search")
+    assert max(window.factors.lambdas) <= 8
+    again, pools = run(replace(settings, resume=True))
+    assert (pools[0].asked, again.schedule) == ([], report.schedule)
 
 
 def test_each_window_says_how_it_came_about(finished: ReadjustReport) -> None:

@@ -184,6 +184,20 @@ def test_the_order_of_arrival_does_not_matter(tmp_path_factory: pytest.TempPathF
     assert scores(lambda tasks: [tasks[index] for index in order]) == scores(list)
 
 
+def test_what_is_known_is_given_back_and_what_is_skipped_is_progress(tmp_path: Path):
+    progress = Counting()
+    with Journal.create(tmp_path / "journal", {}) as journal:
+        scorer = Scorer(ScriptedPool(), journal, progress)
+        task, other = all_tasks()[:2]
+        scorer.score([task])
+        assert scorer.known(task) == score(task)
+        with pytest.raises(KeyError):
+            scorer.known(other)
+        scorer.skip(3)
+    assert progress.advanced == 1 + 3
+    assert len(read_journal(tmp_path / "journal")[1]) == 1
+
+
 # --- Batches ---
 
 

@@ -123,6 +123,32 @@ def test_n_hat_choices_are_canonical():
     assert 1 not in SearchSpace(1, 1.0, 2.0).n_hat_choices
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.floats(0.5, 2.0), st.floats(1.0001, 1.5), st.floats(1e-3, 1e3))
+def test_an_attention_factor_that_is_searched_has_four_decimals_within_its_span(
+    usual: float, span: float, value: float
+) -> None:
+    space = SearchSpace(1, 1.0, 4.0, attention_factor=usual, attention_span=span)
+    assert space.searches_attention
+    nearest = space.nearest_attention(value)
+    assert nearest == round(nearest, 4)
+    assert usual / span - 5.1e-5 <= nearest <= usual * span + 5.1e-5
+    assert space.nearest_attention(nearest) == nearest
+    if usual / span <= value <= usual * span:
+        assert abs(nearest - value) <= 5.1e-5
+    candidate = Candidate((2.0,), 0, value)
+    assert space.project(candidate) == Candidate((2.0,), 0, nearest)
+    assert space.contains(candidate) == (value == nearest)
+    assert space.contains(space.project(candidate))
+
+
+def test_an_attention_factor_that_is_not_searched_stays_to_the_last_digit() -> None:
+    space = SearchSpace(1, 1.0, 4.0, attention_factor=1.08197781)
+    assert not space.searches_attention
+    assert space.nearest_attention(1.2) == 1.08197781
+    assert space.project(Candidate((2.0,), 0, 1.2)).attention_factor == 1.08197781
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
@@ -137,6 +163,8 @@ def test_n_hat_choices_are_canonical():
         ({"n_hat_choices": (0, -4)}, "n_hat choice -4"),
         ({"n_hat_choices": (0, 2.5)}, "n_hat choice 2.5"),
         ({"attention_factor": 0.0}, "attention_factor"),
+        ({"attention_span": 0.99}, "attention_span is 0.99; give at least 1"),
+        ({"attention_span": math.inf}, "attention_span"),
     ],
 )
 def test_unusable_spaces_are_refused_in_one_line(changed, named):
