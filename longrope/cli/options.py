@@ -74,7 +74,7 @@ MutationProbability = Annotated[
 Iterations = Annotated[int | None, typer.Option(help="Rounds after the first [40].", rich_help_panel=_SEARCH)]
 MaxEvaluations = Annotated[
     int | None,
-    typer.Option(help="Candidates to score at most [200; no limit for paper].", rich_help_panel=_SEARCH),
+    typer.Option(help="Candidates to score at most (all rounds of paper; 200).", rich_help_panel=_SEARCH),
 ]
 MaxGpuHours = Annotated[
     float | None,
@@ -88,7 +88,7 @@ Racing = Annotated[
     bool | None,
     typer.Option(
         "--racing/--no-racing",
-        help="Drop candidates that are clearly behind after some of the samples; on when not given, but for paper.",
+        help="Drop candidates that are clearly behind after some of the samples (on, but for paper).",
         show_default=False,
         rich_help_panel=_SEARCH,
     ),

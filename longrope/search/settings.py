@@ -24,6 +24,8 @@ LAMBDA_MAX_RATIO = {PAPER: 1.25}
 FREE_LAMBDA_MAX_RATIO = 4.0
 """and in the other algorithms: pairs that never turned whole in training do well with lambda beyond the ratio."""
 WATCHED_EVERY = 10
+CMA_LEAST = 4
+"""Candidates of a round from which CMA-ES learns more than one direction."""
 PERPLEXITY, NEEDLE = OBJECTIVES = ("perplexity", "needle")
 
 
@@ -176,6 +178,8 @@ class AlgorithmSettings:
             return PaperSettings(**{**vars(defaults), **given, "max_evaluations": self.max_evaluations})
         for name in (name for name in own if name in given):
             raise SettingsError(f"{name} is a size of algorithm 'paper'; leave it away with {self.algorithm!r}")
+        if self.algorithm == "cma" and self.population is not None and self.population < CMA_LEAST:
+            raise SettingsError(f"population is {self.population}; give at least {CMA_LEAST} with 'cma'")
         if self.max_evaluations is not None:
             given["max_evaluations"] = self.max_evaluations
         return CoarseToFineSettings(**given)

@@ -221,17 +221,37 @@ def test_defaults_are_those_of_the_paper(longrope: Run, monkeypatch: pytest.Monk
     assert (small.seed, small.data.held_out, small.algorithm.attention_factor) == (0, 10, "auto")
 
 
-@pytest.mark.parametrize(("options", "racing"), [((), None), (("--racing",), True), (("--no-racing",), False)])
-def test_racing_may_be_left_to_the_algorithm(
-    options: tuple[str, ...], racing: bool | None, longrope: Run, monkeypatch: pytest.MonkeyPatch, model_folder: Path
+@pytest.mark.parametrize(("options", "races"), [((), True), (("--racing",), True), (("--no-racing",), False)])
+@pytest.mark.usefixtures("pools")
+def test_a_search_from_coarse_to_fine(
+    options: tuple[str, ...], races: bool, longrope: Run, model_folder: Path, documents_file: Path, tmp_path: Path
 ) -> None:
-    received: list[Any] = []
-    monkeypatch.setattr("longrope.search.search.search", lambda settings, progress: received.append(settings) or 1 / 0)
-    longrope(
-        "search", model_folder, "--target-length", "2k", "--data", "x", "--output", "y", "--algorithm", "cma", *options
-    )
-    [settings] = received
-    assert (settings.algorithm.algorithm, settings.algorithm.racing) == ("cma", racing)
+    ended = longrope(
+        "search", model_folder, "--target-length", 128, "--data", documents_file, "--output", tmp_path / "run",
+        "--samples", 2, "--held-out", 2, "--workers", 1, "--algorithm", "cma", "--population", 4,
+        "--max-evaluations", 7, "--watch", 1, *options,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    provenance = json.loads((tmp_path / "run" / "factors.json").read_text())["provenance"]
+    assert provenance["method"] == "longrope search, algorithm cma"
+    assert provenance["settings"].get("racing", False) == races
+    assert provenance["results"]["evaluations"] == 7
+    assert len(provenance["results"]["looks"]) > 0
+    assert "after 3 candidates: search " in ended.err
+
+
+@pytest.mark.usefixtures("pools")
+def test_a_readjustment_from_coarse_to_fine_by_command(
+    longrope: Run, extended: Path, documents_file: Path, tmp_path: Path
+) -> None:
+    ended = longrope(
+        "readjust", extended, "--windows", "32", "--data", documents_file, "--output", tmp_path / "run",
+        "--samples", 2, "--held-out", 2, "--workers", 1, "--algorithm", "cma", "--population", 4,
+        "--max-evaluations", 7,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    content = json.loads((tmp_path / "run" / "window-32" / "factors.json").read_text())
+    assert content["provenance"]["method"] == "longrope readjust, algorithm cma"
 
 
 # --- show ---

@@ -133,7 +133,8 @@ def test_of_several_wrong_sizes_the_first_is_named() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"algorithm": "cma", "population": 1}, "population is 1; give at least 2"),
+        ({"algorithm": "genetic", "population": 1}, "population is 1; give at least 2"),
+        ({"algorithm": "cma", "population": 3}, "population is 3; give at least 4 with 'cma'"),
         ({"algorithm": "cma", "max_evaluations": 0}, "max_evaluations is 0; give at least 1"),
         ({"watch": -1}, "watch is -1; give a number of rounds, or 0"),
         ({"patience": 0}, "patience is 0; give at least 1 round"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from longrope.rope.policy import load_factors
 from longrope.runs.journal import read_journal
 from longrope.runs.progress import Progress
 from longrope.search.candidate import Candidate
+from longrope.search.coarse_to_fine import CoarseToFine
 from longrope.search.search import SearchReport
 from longrope.search.settings import ALGORITHMS, DataSettings, SearchSettings
 from longrope.workers.settings import ExecutionSettings
@@ -106,6 +108,23 @@ def test_a_race_is_told_of_and_resumed_to_the_same_result(raced: SearchReport, g
         again, pool = search_in_process(given(tmp_path / f"{share}", resume=True))
         assert (again.folder / FACTORS).read_bytes() == (raced.folder / FACTORS).read_bytes()
         assert bool(pool.asked) == (share < 1)
+
+
+def test_the_algorithm_is_told_who_was_dropped(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Estimates of theirs may be low by chance, and shall not be the best for that."""
+    dropped: set[Candidate] = set()
+    tell = CoarseToFine.tell
+
+    def noted(self: CoarseToFine, scores: dict[Candidate, float], told: frozenset[Candidate] = frozenset()) -> None:
+        dropped.update(told)
+        tell(self, scores, told)
+
+    monkeypatch.setattr(CoarseToFine, "tell", noted)
+    eager_races(monkeypatch)
+    report, pool = search_in_process(given(tmp_path / "run"))
+    drawn = {each["digest"] for each in report.factors.provenance["data"]["drawn"]["search"]}
+    scored = Counter(task.candidate for task in pool.asked if task.sample in drawn)
+    assert dropped == {candidate for candidate, samples in scored.items() if samples < 4} != set()
 
 
 def test_without_racing_all_is_scored(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
