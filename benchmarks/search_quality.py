@@ -168,7 +168,7 @@ def paired(results: list[dict[str, Any]], ratio: int, first: tuple[str, int], se
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    print(table(results).to_markdown() if _can_markdown() else table(results).to_string())
+    print(table(results).to_string())
     for ratio, ours in product((4, 8, 16), ("genetic", "cma", "bayesian")):
         for mark, theirs in ((150, 400), (150, 1344), (400, 400), (400, 1344)):
             if told := paired(results, ratio, (ours, mark), ("paper", theirs)):
@@ -205,18 +205,13 @@ def plot(results: list[dict[str, Any]], picture: str) -> None:
                 ]
                 panel.errorbar(marks, means, yerr=spread, marker="o", capsize=3, label=name)
         panel.set(title=f"{WINDOW} to {ratio * WINDOW} tokens", xlabel="evaluations", xscale="log")
+        shown = sorted({int(mark) for each in results if each["ratio"] == ratio for mark in each["marks"]})
+        panel.set_xticks(shown, [str(mark) for mark in shown])
+        panel.minorticks_off()
         panel.set_ylabel("held-out perplexity")
         panel.legend()
     figure.tight_layout()
     figure.savefig(picture, dpi=120)
-
-
-def _can_markdown() -> bool:
-    try:
-        import tabulate  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def main() -> None:

@@ -103,11 +103,10 @@ def evaluate(
         progress.note(f"{suite.name}: {len(suite.items)} items under {', '.join(policies)}; {len(missing)} to measure")
         if missing:
             factory = SuiteEvaluatorFactory(model.source, policies, suite)
-            on_gpu = model.source.device in ("cuda", "auto")
             progress.begin(suite.name, len(tasks))
             for _ in range(len(tasks) - len(missing)):
                 progress.advance()
-            with make_pool(factory, settings.execution, on_gpu, progress.note) as pool:
+            with make_pool(factory, settings.execution, model.source.on_gpu, progress.note) as pool:
                 for task, result in pool.run(_worth_trying(missing, lengths, found)):
                     found[task] = result
                     journal.append(_event(task, result))

@@ -57,6 +57,11 @@ class ModelSource:
     attention: str = "sdpa"
     trust_remote_code: bool = False
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is loaded on one GPU or several."""
+        return self.device in ("cuda", "auto")
+
     def folder(self, weights: bool = True) -> Path:
         """The local folder of the model; downloads a hub model that is not in the cache yet.
 

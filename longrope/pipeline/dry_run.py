@@ -252,13 +252,12 @@ def check_execution(execution: ExecutionSettings, source: ModelSource) -> None:
     if execution.executor == "ray" and find_spec("ray") is None:
         raise SettingsError("executor 'ray' needs Ray; pip install 'longrope[search]'")
     elsewhere = execution.ray_address is not None
-    on_gpu = source.device in ("cuda", "auto")
     package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(source.attention)
     if package is not None and not elsewhere:
         _check_importable(package, f"attention {source.attention!r}", "use sdpa")
     if source.device == "auto" and not elsewhere and find_spec("accelerate") is None:
         raise SettingsError("several GPUs for each evaluator need accelerate; run `pip install accelerate`")
-    if on_gpu and execution.executor == "local" and execution.gpus(True) > torch.cuda.device_count():
+    if source.on_gpu and execution.executor == "local" and execution.gpus(True) > torch.cuda.device_count():
         raise SettingsError(
             f"GPUs per worker is {execution.gpus(True):g}, but this machine has {torch.cuda.device_count()}"
         )

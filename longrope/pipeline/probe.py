@@ -161,8 +161,7 @@ class Probe:
     ) -> tuple[dict[int, list[float]], float]:
         """Seconds of each piece by its length, and those until the workers began."""
         began = time.perf_counter()
-        on_gpu = model.source.device in ("cuda", "auto")
-        with make_pool(factory, execution, on_gpu, self._progress.note) as pool:
+        with make_pool(factory, execution, model.source.on_gpu, self._progress.note) as pool:
 
             def run(given: Iterator[Any]) -> list[float]:
                 found = []

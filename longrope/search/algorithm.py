@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
+from longrope.exceptions import SettingsError
 from longrope.search.candidate import Candidate
+from longrope.search.space import SearchSpace
 
 
 class Scored(NamedTuple):
@@ -32,14 +34,11 @@ class SearchAlgorithm(ABC):
     running it again and answering from a journal. No candidate is asked for twice.
 
     Attributes:
-        name: of the algorithm, as in ``--algorithm``.
         round: number of the current round, from 0; ``tell`` moves on to the next.
         history: everything told, in the order asked.
         survivors: how many of the best so far matter to what comes next; who cannot come among them need not be
             scored in full.
     """
-
-    name: ClassVar[str]
 
     def __init__(self) -> None:
         self.round = 0
@@ -109,3 +108,19 @@ def cut(rounds: Sequence[int], limit: int | None) -> list[int]:
         found.append(int(min(size, left)))
         left -= found[-1]
     return [size for size in found if size]
+
+
+def quantised_seeds(space: SearchSpace, seeds: Sequence[Candidate]) -> list[Candidate]:
+    """Different candidates to start from, on the grid of the space, inside its bounds or not.
+
+    Raises:
+        SettingsError: if there are none, or one has another number of lambdas than the space.
+    """
+    if not seeds:
+        raise SettingsError("a search needs at least one candidate to start from")
+    for candidate in seeds:
+        if len(candidate.lambdas) != space.pairs:
+            raise SettingsError(
+                f"a candidate to start from has {len(candidate.lambdas)} lambdas; the model has {space.pairs}"
+            )
+    return list(dict.fromkeys(space.quantise(candidate) for candidate in seeds))

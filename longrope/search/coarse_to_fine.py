@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from longrope.exceptions import SettingsError
-from longrope.search.algorithm import SearchAlgorithm, cut
+from longrope.search.algorithm import SearchAlgorithm, cut, quantised_seeds
 from longrope.search.candidate import Candidate
 from longrope.search.levels import Genes, IncrementLevel, Level, Ramp, RampLevel
 from longrope.search.optimiser import Optimiser
@@ -74,8 +73,6 @@ class CoarseToFine(SearchAlgorithm):
         SettingsError: if there are no seeds, or one has another number of lambdas than the space.
     """
 
-    name: ClassVar[str] = "coarse to fine"
-
     def __init__(
         self,
         space: SearchSpace,
@@ -86,15 +83,8 @@ class CoarseToFine(SearchAlgorithm):
         optimiser: type[Optimiser],
     ) -> None:
         super().__init__()
-        if not seeds:
-            raise SettingsError("a search needs at least one candidate to start from")
-        for candidate in seeds:
-            if len(candidate.lambdas) != space.pairs:
-                raise SettingsError(
-                    f"a candidate to start from has {len(candidate.lambdas)} lambdas; the model has {space.pairs}"
-                )
         self.space = space
-        self.seeds = list(dict.fromkeys(space.quantise(candidate) for candidate in seeds))
+        self.seeds = quantised_seeds(space, seeds)
         self.settings = settings
         self.survivors = SURVIVORS
         self._ramp = ramp

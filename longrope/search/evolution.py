@@ -17,7 +17,6 @@ from longrope.search.optimiser import Optimiser
 
 FIRST_STEP, SMALLEST_STEP = 0.7, 0.02
 """Of a mutation, in the units of the genes."""
-PARENTS_PER_CHILD = 1.0
 CROSSED = 0.6
 """Share of children that have two parents."""
 
@@ -50,8 +49,7 @@ class GeneticOptimiser(Optimiser):
     def tell(self, genes: Sequence[Genes], scores: Sequence[float]) -> None:
         told = zip(genes, self._steps, scores, strict=True)
         everyone = self._parents + [_Individual(*each) for each in told if math.isfinite(each[2])]
-        count = max(2, round(PARENTS_PER_CHILD * self.round_size))
-        self._parents = sorted(everyone, key=lambda each: each.score)[:count]
+        self._parents = sorted(everyone, key=lambda each: each.score)[: self.round_size]
 
     def _child(self) -> tuple[Genes, float]:
         random = self._random

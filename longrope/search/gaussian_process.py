@@ -18,6 +18,8 @@ from longrope.search.candidate import Candidate
 from longrope.search.levels import Genes, Level
 from longrope.search.optimiser import Optimiser
 
+Matrix = npt.NDArray[np.float64]
+
 FIRST_SPREAD = 0.8
 """Standard deviation of the first round, in the units of the genes."""
 WORST = 0.3
@@ -63,7 +65,7 @@ class BayesianOptimiser(Optimiser):
             chosen.append(offered[pick])
             # Believe the prediction, so that the next of the round is looked for elsewhere.
             genes, scores = np.vstack([genes, offered[pick]]), np.append(scores, mean[pick])
-            process = self._process(process.kernel_, fixed=True).fit(genes, scores)
+            process = _process(process.kernel_, genes, scores, fixed=True)
         return chosen
 
     def tell(self, genes: Sequence[Genes], scores: Sequence[float]) -> None:
@@ -84,46 +86,40 @@ class BayesianOptimiser(Optimiser):
             points = qmc.Sobol(size, rng=self._random).random(self.round_size)
         return list(self.level.start + FIRST_SPREAD * norm.ppf(np.clip(points, 0.02, 0.98)))
 
-    def _offered(self, elite: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def _offered(self, elite: Matrix) -> Matrix:
         size = self.level.size
         anywhere = self.level.start + self._random.normal(size=(DRAWN, size))
         reach = np.exp(self._random.uniform(-3, 0, (NEAR, 1)))
         near = elite[self._random.integers(len(elite), size=NEAR)] + reach * self._random.normal(size=(NEAR, size))
         return np.vstack([anywhere, near])
 
-    def _fitted(self, genes: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> Any:
+    def _fitted(self, genes: Matrix, scores: Matrix) -> Any:
         from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
         if self._kernel is not None and len(genes) < REFITTED * self._points:
-            return self._process(self._kernel, fixed=True).fit(genes, scores)
+            return _process(self._kernel, genes, scores, fixed=True)
         width = math.sqrt(self.level.size / 5)  # distances grow with the number of genes
         kernel = ConstantKernel(1.0, (0.1, 10.0)) * RBF([width] * self.level.size, (0.3 * width, 6 * width))
-        process = self._process(kernel + WhiteKernel(1e-3, (1e-5, 0.1))).fit(genes, scores)
+        process = _process(kernel + WhiteKernel(1e-3, (1e-5, 0.1)), genes, scores)
         self._kernel, self._points = process.kernel_, len(genes)
         return process
 
-    @staticmethod
-    def _process(kernel: Any, fixed: bool = False) -> Any:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.gaussian_process import GaussianProcessRegressor
 
-        class Process(GaussianProcessRegressor):  # type: ignore[misc]
-            """Silent about kernel parameters at their bounds, which bounds are for."""
+def _process(kernel: Any, genes: Matrix, scores: Matrix, fixed: bool = False) -> Any:
+    """A process fitted to what is known; its kernel's parameters are fitted as well unless they are fixed."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
 
-            def fit(self, genes: Any, scores: Any) -> Any:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ConvergenceWarning)
-                    return super().fit(genes, scores)
-
-        return Process(kernel, optimizer=None if fixed else "fmin_l_bfgs_b", normalize_y=True)
+    process = GaussianProcessRegressor(kernel, optimizer=None if fixed else "fmin_l_bfgs_b", normalize_y=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # parameters at their bounds, which bounds are for
+        return process.fit(genes, scores)
 
 
-def _expected_improvement(
-    best: float, mean: npt.NDArray[np.float64], deviation: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _expected_improvement(best: float, mean: Matrix, deviation: Matrix) -> Matrix:
     from scipy.stats import norm
 
     deviation = np.maximum(deviation, 1e-9)
     gain = (best - mean) / deviation
-    expected: npt.NDArray[np.float64] = deviation * (gain * norm.cdf(gain) + norm.pdf(gain))
+    expected: Matrix = deviation * (gain * norm.cdf(gain) + norm.pdf(gain))
     return expected

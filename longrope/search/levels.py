@@ -31,8 +31,6 @@ class Level(ABC):
     Attributes:
         space: that every decoded candidate is in.
         start: the genes to begin with, (size,).
-        steps: 0 for a continuous gene; 1 for one that counts whole numbers from 0 to ``last``, (size,).
-        last: largest value of the genes that count, (size,).
     """
 
     space: SearchSpace

@@ -9,7 +9,7 @@ from itertools import groupby, pairwise
 from typing import NamedTuple, TypeVar
 
 from longrope.exceptions import SettingsError
-from longrope.search.algorithm import SearchAlgorithm, cut
+from longrope.search.algorithm import SearchAlgorithm, cut, quantised_seeds
 from longrope.search.candidate import Candidate
 from longrope.search.space import SearchSpace
 
@@ -99,19 +99,10 @@ class PaperSearch(SearchAlgorithm):
         SettingsError: if there are no seeds, or one has another number of lambdas than the space.
     """
 
-    name = "paper"
-
     def __init__(self, space: SearchSpace, seeds: Sequence[Candidate], settings: PaperSettings, seed: int) -> None:
         super().__init__()
-        if not seeds:
-            raise SettingsError("a search needs at least one candidate to start from")
-        for candidate in seeds:
-            if len(candidate.lambdas) != space.pairs:
-                raise SettingsError(
-                    f"a candidate to start from has {len(candidate.lambdas)} lambdas; the model has {space.pairs}"
-                )
         self.space = space
-        self.seeds = list(dict.fromkeys(space.quantise(candidate) for candidate in seeds))
+        self.seeds = quantised_seeds(space, seeds)
         self.settings = settings
         self.survivors = settings.parents
         self._random = random.Random(seed)

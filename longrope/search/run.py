@@ -113,7 +113,7 @@ def open_scorer(
             model.source, model.rope.policy.reference, {sample.digest: sample for sample in every}
         )
         started = time.perf_counter()
-        on_gpu = model.source.device in ("cuda", "auto")
+        on_gpu = model.source.on_gpu
         with make_pool(factory, execution, on_gpu, progress.note) as pool:
             # One row fills a CPU. Measuring it would only make equal runs differ in their last bits.
             measured_on = samples.search[0] if on_gpu else None

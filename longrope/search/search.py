@@ -191,8 +191,7 @@ def algorithm_settings(chosen: AlgorithmSettings, sizes: Sizes) -> dict[str, Any
 
 def plan_of(chosen: AlgorithmSettings, sizes: Sizes, model: LoadedModel, execution: ExecutionSettings) -> Plan:
     """How a search with these settings is run."""
-    on_gpu = model.source.device in ("cuda", "auto")
-    return Plan(sizes.most, chosen.races, chosen.watched_every, chosen.budget(execution.gpus(on_gpu)))
+    return Plan(sizes.most, chosen.races, chosen.watched_every, chosen.budget(execution.gpus(model.source.on_gpu)))
 
 
 def space_settings(space: SearchSpace) -> dict[str, Any]:

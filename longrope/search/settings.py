@@ -19,7 +19,7 @@ from longrope.workers.settings import ExecutionSettings
 PAPER = "paper"
 ALGORITHMS = (PAPER, "genetic", "cma", "bayesian")
 SEARCHED_ATTENTION = "search"
-LAMBDA_MAX_RATIO = {PAPER: 1.25}
+PAPER_LAMBDA_MAX_RATIO = 1.25
 """Largest lambda over target / original length: in the paper (arXiv 2402.13753, table 4)"""
 FREE_LAMBDA_MAX_RATIO = 4.0
 """and in the other algorithms: pairs that never turned whole in training do well with lambda beyond the ratio."""
@@ -156,7 +156,7 @@ class AlgorithmSettings:
     @property
     def lambda_max_ratio(self) -> float:
         """Largest lambda over target / original length, where none is given."""
-        return LAMBDA_MAX_RATIO.get(self.algorithm, FREE_LAMBDA_MAX_RATIO)
+        return PAPER_LAMBDA_MAX_RATIO if self.is_paper else FREE_LAMBDA_MAX_RATIO
 
     @property
     def n_hat_choices(self) -> tuple[int, ...]:
