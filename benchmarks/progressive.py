@@ -22,7 +22,14 @@ from longrope.pipeline.recipe import read_recipe
 from longrope.pipeline.run import extend
 
 LENGTHS = (256, 1024, 2048)
-ALGORITHM = {"population": 3, "parents": 2, "mutations": 10, "crossovers": 5, "mutation_probability": 0.15}
+ALGORITHM = {
+    "algorithm": "paper",
+    "population": 3,
+    "parents": 2,
+    "mutations": 10,
+    "crossovers": 5,
+    "mutation_probability": 0.15,
+}
 TRAINING = {"global_batch": 1, "warmup": 5, "precision": "fp32", "zero": 0, "save_steps": 25}
 
 

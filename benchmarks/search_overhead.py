@@ -34,7 +34,7 @@ def main() -> None:
             target_length=args.target_length,
             data=DataSettings(source=str(write_held_out(Path(folder) / "held-out.jsonl")), held_out=10),
             execution=ExecutionSettings(workers=1, executor=args.executor, device="cpu"),
-            algorithm=AlgorithmSettings(max_evaluations=args.evaluations),
+            algorithm=AlgorithmSettings(algorithm="paper", max_evaluations=args.evaluations),
         )
         search(settings)
         run = json.loads((Path(folder) / "run" / "run.json").read_text())

@@ -51,9 +51,8 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "bayesian": {"algorithm": "bayesian"},
     # Without racing, and what the n_hat and attention genes bring.
     "bayesian, no racing": {"algorithm": "bayesian", "racing": False},
-    "bayesian, lambda": {"algorithm": "bayesian", "attention_factor": "su"},
-    "bayesian, lambda and n_hat": {"algorithm": "bayesian", "attention_factor": "su", "n_hat": PAPER_N_HAT},
-    "bayesian, lambda, n_hat and attention": {"algorithm": "bayesian", "n_hat": PAPER_N_HAT},
+    "bayesian, n_hat": {"algorithm": "bayesian", "n_hat": PAPER_N_HAT},
+    "bayesian, attention": {"algorithm": "bayesian", "attention_factor": "search"},
 }
 
 
@@ -90,7 +89,7 @@ def search_once(model: LoadedModel, texts: Texts, args: argparse.Namespace, rati
         race, tokens = Race(samples.search), []
         while candidates := algorithm.ask():
             outcome = race.run(scorer, candidates, algorithm.rival if chosen.races else None)
-            algorithm.tell(outcome.scores, outcome.dropped)
+            algorithm.tell(outcome.scores, outcome.errors)
             tokens.append((len(algorithm.history), race.scored))
         marks = {}
         for mark in (mark for mark in MARKS if mark <= limit):

@@ -55,6 +55,7 @@ OPTIONS = {
     "--held-out": 1,
     "--held-out-samples": 1,
     "--trials": 1,
+    "--algorithm": "paper",
     "--population": 4,
     "--parents": 2,
     "--mutations": 4,
@@ -81,7 +82,7 @@ SETTINGS = (
     "launch.device=cpu",
 )
 """Changes of every recipe."""
-_ALGORITHM = "{population: 4, parents: 2, mutations: 1, crossovers: 1, iterations: 1}"
+_ALGORITHM = "{algorithm: paper, population: 4, parents: 2, mutations: 1, crossovers: 1, iterations: 1}"
 STAGES: dict[str, dict[str, Any]] = {
     "search": {"algorithm": _ALGORITHM},
     "readjust": {"algorithm": _ALGORITHM},

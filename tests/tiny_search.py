@@ -100,7 +100,15 @@ def settings(
     **more: Any,
 ) -> SearchSettings:
     """A search of 18 candidates on two samples; ``algorithm`` and ``more`` change it."""
-    sizes = {"population": 8, "mutations": 3, "crossovers": 2, "iterations": 2, "parents": 4, "n_hat": (0, 4, 16)}
+    sizes = {
+        "algorithm": "paper",
+        "population": 8,
+        "mutations": 3,
+        "crossovers": 2,
+        "iterations": 2,
+        "parents": 4,
+        "n_hat": (0, 4, 16),
+    }
     return SearchSettings(
         **{
             "model": str(model),
@@ -122,8 +130,7 @@ def coarse_to_fine(name: str, **more: Any) -> dict[str, Any]:
 
 def eager_races(patch: pytest.MonkeyPatch) -> None:
     """Candidates of a model with random weights are dropped, after two samples of one block."""
-    patch.setattr(racing, "DOUBT", 0.5)
-    patch.setattr(racing, "FEWEST_BLOCKS", 2)
+    patch.setattr(racing, "CHANCE", 0.35)
 
 
 class InProcessPool(EvaluationPool[Task, BlockScore]):

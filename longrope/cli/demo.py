@@ -13,7 +13,7 @@ def demo(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Settings in place of the recipe's: seed=1, search-8k.algorithm.iterations=8.",
+            help="Settings in place of the recipe's: seed=1, search-8k.algorithm.max_evaluations=32.",
         ),
     ] = None,
     output: Annotated[

@@ -30,7 +30,7 @@ def readjust(
     held_out: o.HeldOut = 10,
     concatenate: o.Concatenate = False,
     seed: o.Seed = 0,
-    algorithm: o.Algorithm = "paper",
+    algorithm: o.Algorithm = "bayesian",
     population: o.Population = None,
     mutations: o.Mutations = None,
     crossovers: o.Crossovers = None,

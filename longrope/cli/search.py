@@ -34,7 +34,7 @@ def search(
             rich_help_panel="Search",
         ),
     ] = "perplexity",
-    algorithm: o.Algorithm = "paper",
+    algorithm: o.Algorithm = "bayesian",
     population: o.Population = None,
     mutations: o.Mutations = None,
     crossovers: o.Crossovers = None,
@@ -51,8 +51,8 @@ def search(
     attention_factor: Annotated[
         str,
         typer.Option(
-            help="su, yarn, present, none, a number, search, or auto: present for a model already scaled; for a plain "
-            "one su with paper, search otherwise.",
+            help="su, yarn, present, none, a number, search (not with paper), or auto: present for a model already "
+            "scaled, su for a plain one.",
             rich_help_panel="Search",
         ),
     ] = "auto",

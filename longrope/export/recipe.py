@@ -17,6 +17,7 @@ from longrope.rope.factors import RopeFactors
 from longrope.rope.policy import FactorSchedule, Window
 
 _SIZES = (
+    "algorithm",
     "population",
     "mutations",
     "crossovers",
@@ -24,6 +25,8 @@ _SIZES = (
     "mutation_probability",
     "iterations",
     "max_evaluations",
+    "max_gpu_hours",
+    "patience",
     "lambda_max",
 )
 _DATA = {"field": "text", "split": "train", "revision": None, "config": None, "samples": None, "max_documents": None}
@@ -151,6 +154,8 @@ def _command(made: Mapping[str, Any]) -> str | None:
     for name in _SIZES:
         if settings.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", str(settings[name])]
+    if settings.get("algorithm"):
+        words += ["--racing" if settings.get("racing") is True else "--no-racing"]
     choices = settings.get("n_hat_choices")
     if isinstance(choices, list) and choices:
         words += ["--n-hat", ",".join(map(str, choices))]

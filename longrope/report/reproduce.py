@@ -49,9 +49,8 @@ def _algorithm(settings: Mapping[str, Any], target: int) -> dict[str, Any]:
     algorithm = settings["algorithm"]
     usual = AlgorithmSettings(algorithm=algorithm)
     sizes = asdict(usual.sizes(target))
-    given = {name: settings[name] for name in sizes if settings.get(name) != sizes[name]}
-    if algorithm != AlgorithmSettings().algorithm:
-        given["algorithm"] = algorithm
+    given = {"algorithm": algorithm}  # named even where it is the default, which may be another one some day
+    given |= {name: settings[name] for name in sizes if settings.get(name) != sizes[name]}
     if bool(settings.get("racing")) != usual.races:
         given["racing"] = not usual.races
     return given | {name: settings[name] for name in ("patience", "max_gpu_hours") if settings.get(name)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from longrope.exceptions import SettingsError
@@ -15,13 +15,18 @@ from longrope.search.space import SearchSpace
 class Scored(NamedTuple):
     """A candidate that was told, with the round it was asked in and its objective.
 
-    ``dropped``: its score is an estimate, from which it was seen that it is none of the best.
+    ``error``: the standard error of its log, where the score is an estimate from which it was seen that the candidate
+    is none of the best; 0 of one that was scored in full.
     """
 
     round: int
     candidate: Candidate
     score: float
-    dropped: bool = False
+    error: float = 0.0
+
+    @property
+    def dropped(self) -> bool:
+        return self.error > 0
 
 
 class SearchAlgorithm(ABC):
@@ -58,18 +63,21 @@ class SearchAlgorithm(ABC):
         self._asked = candidates
         return list(candidates)
 
-    def tell(self, scores: Mapping[Candidate, float], dropped: Set[Candidate] = frozenset()) -> None:
+    def tell(self, scores: Mapping[Candidate, float], errors: Mapping[Candidate, float] | None = None) -> None:
         """Give the objective of every candidate just asked for, in any order.
 
         Args:
             scores: lower is better; ``math.inf`` marks an invalid candidate, which is never selected.
-            dropped: those that were not scored in full, with an estimate; they are never selected either.
+            errors: of those that were dropped, whose scores are estimates: the standard errors of their logs, above 0.
+                They are never selected either.
         """
+        errors = errors or {}
         assert scores.keys() == set(self._asked), "tell exactly the candidates that were asked for"
         assert all(score > -math.inf for score in scores.values()), "a score is nan or -inf"
+        assert all(error > 0 for error in errors.values()), "who was dropped has no error"
         if self._asked:
             self.history += [
-                Scored(self.round, candidate, float(scores[candidate]), candidate in dropped)
+                Scored(self.round, candidate, float(scores[candidate]), errors.get(candidate, 0.0))
                 for candidate in self._asked
             ]
             self._asked = []

@@ -52,7 +52,7 @@ class CMAOptimiser(Optimiser):
         self._told_back = [learned for _, learned in asked]
         return [evaluated for evaluated, _ in asked]
 
-    def tell(self, genes: Sequence[Genes], scores: Sequence[float]) -> None:
+    def tell(self, genes: Sequence[Genes], scores: Sequence[float], errors: Sequence[float]) -> None:
         # Only the order of the scores matters to it; an infinite one would make it compute with nan.
         worst = max((score for score in scores if np.isfinite(score)), default=0.0)
         finite = [score if np.isfinite(score) else worst + 1.0 for score in scores]

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from longrope.exceptions import SettingsError
-from longrope.search.algorithm import SearchAlgorithm, cut, quantised_seeds
+from longrope.search.algorithm import Scored, SearchAlgorithm, cut, quantised_seeds
 from longrope.search.candidate import Candidate
-from longrope.search.levels import Genes, IncrementLevel, Level, Ramp, RampLevel
+from longrope.search.levels import Genes, KnotLevel, Level, Ramp, RampLevel, knots_of
 from longrope.search.optimiser import Optimiser
 from longrope.search.space import ATTENTION_STEP, SearchSpace
 
-KNOTS = 7
-SURVIVORS = 4
-"""Candidates, the best so far, that new ones must be able to come among to be scored in full."""
+KNOTS = 10
 TRIES = 30
 """Rounds in a row that may bring nothing new before a level ends: every candidate near its best is known."""
 FINEST = 2
@@ -39,13 +37,13 @@ class CoarseToFineSettings:
 
     population: int = 8
     max_evaluations: int = 200
-    coarse: int = 64
+    coarse: int = 48
     knots: int = 400
 
     def __post_init__(self) -> None:
         for name, least in (("population", 2), ("max_evaluations", 1), ("coarse", 0), ("knots", 0)):
             if getattr(self, name) < least:
-                raise SettingsError(f"{name} is {getattr(self, name)}; give at least {least}")
+                raise SettingsError(f"{name.replace('_', ' ')} is {getattr(self, name)}; give at least {least}")
 
     @property
     def most(self) -> int:
@@ -86,7 +84,6 @@ class CoarseToFine(SearchAlgorithm):
         self.space = space
         self.seeds = quantised_seeds(space, seeds)
         self.settings = settings
-        self.survivors = SURVIVORS
         self._ramp = ramp
         self._make = optimiser
         self._random = np.random.default_rng(seed)
@@ -94,7 +91,7 @@ class CoarseToFine(SearchAlgorithm):
         self._optimiser: Optimiser | None = None
         self._genes: list[Genes] = []
         self._candidates: list[Candidate] = []
-        self._scores: dict[Candidate, float] = {}
+        self._known: dict[Candidate, Scored] = {}
 
     def _propose(self) -> list[Candidate]:
         left = self.settings.max_evaluations - len(self.history)
@@ -102,7 +99,7 @@ class CoarseToFine(SearchAlgorithm):
             return self.seeds[:left]
         if left <= 0 or self.best is None:
             return []
-        self._scores.update((scored.candidate, scored.score) for scored in self.history[len(self._scores) :])
+        self._known.update((scored.candidate, scored) for scored in self.history[len(self._known) :])
         for stage in range(max(self._stage, self._due_stage()), FINEST + 1):
             self._enter_stage(stage)
             for _ in range(TRIES):
@@ -110,7 +107,7 @@ class CoarseToFine(SearchAlgorithm):
                 assert self._optimiser is not None
                 self._genes = self._optimiser.ask()
                 self._candidates = [self._optimiser.level.decode(genes) for genes in self._genes]
-                new = [each for each in dict.fromkeys(self._candidates) if each not in self._scores]
+                new = [each for each in dict.fromkeys(self._candidates) if each not in self._known]
                 if new:
                     return new[:left]
         return []
@@ -118,7 +115,8 @@ class CoarseToFine(SearchAlgorithm):
     def _learn(self) -> None:
         """Tell the optimiser of the level what it asked for last, now that all of it is known."""
         if self._optimiser is not None and self._genes:
-            self._optimiser.tell(self._genes, [self._scores[candidate] for candidate in self._candidates])
+            known = [self._known[candidate] for candidate in self._candidates]
+            self._optimiser.tell(self._genes, [each.score for each in known], [each.error for each in known])
             self._genes = []
 
     def _due_stage(self) -> int:
@@ -148,6 +146,6 @@ class CoarseToFine(SearchAlgorithm):
             return RampLevel(self.space, self._ramp)
         assert self.best is not None
         pairs = self.space.pairs
-        knots = min(KNOTS, pairs) if stage == 1 else pairs
+        knots = knots_of(pairs, KNOTS if stage == 1 else pairs, self._ramp)
         chooses = len(self.space.n_hat_choices) > 1
-        return IncrementLevel(self.space, self.best[0], knots, chooses)
+        return KnotLevel(self.space, self.best[0], knots, chooses)

@@ -46,7 +46,7 @@ class GeneticOptimiser(Optimiser):
         self._steps = [step for _, step in children]
         return [genes for genes, _ in children]
 
-    def tell(self, genes: Sequence[Genes], scores: Sequence[float]) -> None:
+    def tell(self, genes: Sequence[Genes], scores: Sequence[float], errors: Sequence[float]) -> None:
         told = zip(genes, self._steps, scores, strict=True)
         everyone = self._parents + [_Individual(*each) for each in told if math.isfinite(each[2])]
         self._parents = sorted(everyone, key=lambda each: each.score)[: self.round_size]

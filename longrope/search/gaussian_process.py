@@ -22,8 +22,8 @@ Matrix = npt.NDArray[np.float64]
 
 FIRST_SPREAD = 0.8
 """Standard deviation of the first round, in the units of the genes."""
-WORST = 0.3
-"""Scores, in nats, above the best one by more than this count as if they were so: how bad the bad are says nothing."""
+NEAR_BEST = 0.1
+"""Nats above the best score within which differences count in full; how much worse the bad are says nothing."""
 REFITTED = 1.1
 """The kernel's parameters are fitted anew when the evaluations have grown by this."""
 ELITE = 4
@@ -41,16 +41,18 @@ class BayesianOptimiser(Optimiser):
         self._points = 0  # that the kernel was fitted to
         self._genes: list[Genes] = []
         self._scores: list[float] = []
+        self._errors: list[float] = []
         self._known: set[Candidate] = set()
         if start_score is not None:
-            self.tell([level.start], [start_score])
+            self.tell([level.start], [start_score], [0.0])
 
     def ask(self) -> list[Genes]:
         if not np.isfinite(self._scores).sum() >= 2:
             return self._first()
-        genes, scores = np.array(self._genes), np.log(self._scores)
-        scores = np.minimum(scores, scores.min() + WORST)
-        process = self._fitted(genes, scores)
+        genes, scores, errors = np.array(self._genes), np.log(self._scores), np.array(self._errors)
+        counted = np.exp((scores.min() - scores) / NEAR_BEST)
+        scores, errors = -NEAR_BEST * counted, np.where(np.isfinite(errors), errors, 0.0) * counted
+        process = self._fitted(genes, scores, errors)
         chosen: list[Genes] = []
         known = set(self._known)
         for _ in range(self.round_size):
@@ -64,17 +66,19 @@ class BayesianOptimiser(Optimiser):
             known.add(self.level.decode(offered[pick]))
             chosen.append(offered[pick])
             # Believe the prediction, so that the next of the round is looked for elsewhere.
-            genes, scores = np.vstack([genes, offered[pick]]), np.append(scores, mean[pick])
-            process = _process(process.kernel_, genes, scores, fixed=True)
+            genes = np.vstack([genes, offered[pick]])
+            scores, errors = np.append(scores, mean[pick]), np.append(errors, 0.0)
+            process = _process(process.kernel_, genes, scores, errors, fixed=True)
         return chosen
 
-    def tell(self, genes: Sequence[Genes], scores: Sequence[float]) -> None:
-        for each, score in zip(genes, scores, strict=True):
+    def tell(self, genes: Sequence[Genes], scores: Sequence[float], errors: Sequence[float]) -> None:
+        for each, score, error in zip(genes, scores, errors, strict=True):
             candidate = self.level.decode(each)
             if candidate not in self._known:  # the process would only grow by what it knows
                 self._known.add(candidate)
                 self._genes.append(each)
                 self._scores.append(score)
+                self._errors.append(error)
 
     def _first(self) -> list[Genes]:
         """A round that fills the space evenly (Sobol), as a normal distribution would."""
@@ -93,24 +97,27 @@ class BayesianOptimiser(Optimiser):
         near = elite[self._random.integers(len(elite), size=NEAR)] + reach * self._random.normal(size=(NEAR, size))
         return np.vstack([anywhere, near])
 
-    def _fitted(self, genes: Matrix, scores: Matrix) -> Any:
+    def _fitted(self, genes: Matrix, scores: Matrix, errors: Matrix) -> Any:
         from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
         if self._kernel is not None and len(genes) < REFITTED * self._points:
-            return _process(self._kernel, genes, scores, fixed=True)
+            return _process(self._kernel, genes, scores, errors, fixed=True)
         width = math.sqrt(self.level.size / 5)  # distances grow with the number of genes
         kernel = ConstantKernel(1.0, (0.1, 10.0)) * RBF([width] * self.level.size, (0.3 * width, 6 * width))
-        process = _process(kernel + WhiteKernel(1e-3, (1e-5, 0.1)), genes, scores)
+        process = _process(kernel + WhiteKernel(1e-3, (1e-5, 0.1)), genes, scores, errors)
         self._kernel, self._points = process.kernel_, len(genes)
         return process
 
 
-def _process(kernel: Any, genes: Matrix, scores: Matrix, fixed: bool = False) -> Any:
-    """A process fitted to what is known; its kernel's parameters are fitted as well unless they are fixed."""
+def _process(kernel: Any, genes: Matrix, scores: Matrix, errors: Matrix, fixed: bool = False) -> Any:
+    """A process fitted to what is known, and how well; its kernel's parameters are fitted as well unless fixed."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
 
-    process = GaussianProcessRegressor(kernel, optimizer=None if fixed else "fmin_l_bfgs_b", normalize_y=True)
+    noise = 1e-10 + (errors / max(float(scores.std()), 1e-9)) ** 2  # it is added to scores of unit variance
+    process = GaussianProcessRegressor(
+        kernel, alpha=noise, optimizer=None if fixed else "fmin_l_bfgs_b", normalize_y=True
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # parameters at their bounds, which bounds are for
         return process.fit(genes, scores)

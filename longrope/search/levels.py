@@ -21,6 +21,8 @@ Genes = npt.NDArray[np.float64]
 
 ATTENTION_UNIT = 0.06
 """Of the attention factor's gene: relative change."""
+LEAST_TURN = 0.2
+"""Of a pair within the present window; of those that turn less, no angle but a small one was seen in training."""
 FARTHEST = 1000.0
 """Genes beyond it, either way, count as it: every bound of a space is nearer, and nothing overflows."""
 
@@ -92,52 +94,61 @@ class RampLevel(Level):
         return _candidate(self.space, self._floor + rise, 0, genes[4:])
 
 
-class IncrementLevel(Level):
-    """How much log lambda rises from each pair to the next, around a known candidate.
+class KnotLevel(Level):
+    """Changes of log lambda at some pairs, straight lines between them, around a known candidate.
 
-    Increments are never negative, so that lambdas rise, whatever the genes. With fewer knots than pairs a gene changes
-    the increments about one knot, less and less up to the knots beside it; with as many each gene is an increment.
+    A gene moves the pairs up to the knots beside its own and leaves the others as they are. Where lambdas would then
+    fall from a pair to the next the space keeps them level, so that every vector is a candidate. With as many knots as
+    pairs each gene is a pair's.
 
     Args:
         centre: what the genes at ``start`` stand for, once it is projected into the space.
-        knots: from 2 to the number of pairs.
+        knots: places among the pairs, rising, from 0 to the last pair; for one pair just 0.
         chooses_n_hat: whether the last gene is the place of n_hat among the choices, which are ordered.
     """
 
     UNIT = 0.05
-    """Of an increment of log lambda."""
+    """Of log lambda."""
 
-    def __init__(self, space: SearchSpace, centre: Candidate, knots: int, chooses_n_hat: bool) -> None:
-        assert 2 <= knots <= space.pairs or knots == space.pairs == 1
+    def __init__(self, space: SearchSpace, centre: Candidate, knots: Genes, chooses_n_hat: bool) -> None:
+        assert knots[0] == 0
+        assert knots[-1] == space.pairs - 1
         self.space = space
         centre = space.project(centre)
         self._n_hat = space.n_hat_choices.index(centre.n_hat)
         self._choices = len(space.n_hat_choices) if chooses_n_hat else 0
-        self._increments = _increments(space, centre)
-        pairs, at = np.arange(space.pairs), np.linspace(0, space.pairs - 1, knots)
-        # (pairs, knots): triangles about the knots, with a whole gene's effect divided over the pairs that it changes.
-        hats = np.stack([np.interp(pairs, at, row) for row in np.eye(knots)], axis=1)
-        self._hats = hats / np.sqrt(np.maximum((hats**2).sum(axis=0), 1.0))
+        self._centre = np.log(centre.lambdas)
+        # (pairs, knots): triangles about the knots.
+        self._hats = np.stack([np.interp(np.arange(space.pairs), knots, row) for row in np.eye(len(knots))], axis=1)
         attention = math.log(centre.attention_factor / space.attention_factor) / ATTENTION_UNIT
         self.start = np.array(
-            [0.0] * knots + [attention] * space.searches_attention + [float(self._n_hat)] * chooses_n_hat
+            [0.0] * len(knots) + [attention] * space.searches_attention + [float(self._n_hat)] * chooses_n_hat
         )
-        self._knots = knots
+        self._knots = len(knots)
 
     @property
     def choices(self) -> int:
         return self._choices
 
     def decode(self, genes: Genes) -> Candidate:
-        changes = self.UNIT * self._hats @ np.clip(genes[: self._knots], -FARTHEST, FARTHEST)
-        increments = np.maximum(self._increments + changes, 0.0)
+        moved = self.UNIT * self._hats @ np.clip(genes[: self._knots], -FARTHEST, FARTHEST)
         n_hat = round(float(np.clip(genes[-1], 0, self._choices - 1))) if self._choices else self._n_hat
         attention = genes[self._knots : self._knots + self.space.searches_attention]
-        return _candidate(self.space, math.log(self.space.lambda_min) + np.cumsum(increments), n_hat, attention)
+        return _candidate(self.space, self._centre + moved, n_hat, attention)
 
 
-def _increments(space: SearchSpace, candidate: Candidate) -> Genes:
-    return np.diff(np.log([space.lambda_min, *candidate.lambdas]))
+def knots_of(pairs: int, count: int, ramp: Ramp | None) -> Genes:
+    """Places of ``count`` knots, or as many as there are pairs: evenly spaced over the pairs whose lambdas matter.
+
+    Those that make less than some share of a turn within the present window share the last interval.
+    """
+    if count >= pairs:
+        return np.arange(float(pairs))
+    if ramp is None:
+        return np.linspace(0, pairs - 1, count)
+    turns = ramp.present.inv_freq() * ramp.window / (2 * math.pi)
+    slow = int((turns >= LEAST_TURN).sum())
+    return np.append(np.linspace(0, min(max(slow, count - 2), pairs - 2), count - 1), pairs - 1.0)
 
 
 def _candidate(space: SearchSpace, log_lambdas: Genes, n_hat: int, attention: Genes) -> Candidate:

@@ -27,8 +27,9 @@ class Optimiser(ABC):
         """The genes of the next round, ``round_size`` vectors."""
 
     @abstractmethod
-    def tell(self, genes: Sequence[Genes], scores: Sequence[float]) -> None:
+    def tell(self, genes: Sequence[Genes], scores: Sequence[float], errors: Sequence[float]) -> None:
         """Learn the scores of the genes just asked for; lower is better, and none is nan.
 
-        An invalid candidate has an infinite score. That of a candidate which was dropped early is an estimate.
+        An invalid candidate has an infinite score. That of a candidate which was dropped early is an estimate; its
+        error is the standard error of the log, and that of the others 0.
         """

@@ -1,8 +1,8 @@
 """Racing: candidates are scored sample by sample, and who is seen to be too far behind is scored no further.
 
 A candidate is compared with a rival, the last of those that matter, on the blocks that both were scored on. It is
-dropped when the mean of the paired differences is above 0 by more than chance allows. Decisions are taken after every
-sample, when all that are still in the race have been scored on it, so they do not depend on who was faster.
+dropped when the mean of the paired differences is above 0 by more than chance allows (Student's t). Decisions are taken
+after every sample, when all that are still in the race have been scored on it, so they do not depend on who was faster.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from longrope.workers.pool import Failure
 
 Blocks = npt.NDArray[np.float64]
 
-DOUBT = 3.0
-"""Standard errors that a candidate must be behind to be dropped."""
-FEWEST_BLOCKS = 6
-"""Below this many paired differences their spread says too little."""
+CHANCE = 0.1
+"""Of dropping, at one look, a candidate that would be as good as its rival on endlessly many blocks."""
+
+LEAST_ERROR = 1e-6
+"""Of an estimate, in nats a token: blocks may all differ by the same."""
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Race:
         left = list(candidates)
         results: dict[Candidate, list[BlockScore | Failure]] = {candidate: [] for candidate in candidates}
         against = block_scores(scorer, rival, self.samples) if rival is not None else None
-        estimates: dict[Candidate, float] = {}
+        estimates: dict[Candidate, Estimate] = {}
         # With nobody to drop all samples are one heat: workers wait for each other once.
         heat = len(self.samples) if against is None else 1
         for begin in range(0, len(self.samples), heat):
@@ -71,8 +72,8 @@ class Race:
                     self._skip(scorer, rest)
             left = [candidate for candidate in left if candidate not in estimates]
         self._count(results)
-        scores = {each: estimates[each] if each in estimates else pooled(results[each]) for each in candidates}
-        return Outcome(scores, frozenset(estimates))
+        scores = {each: estimates[each].score if each in estimates else pooled(results[each]) for each in candidates}
+        return Outcome(scores, {candidate: estimate.error for candidate, estimate in estimates.items()})
 
     def _skip(self, scorer: Scorer, samples: Sequence[Sample]) -> None:
         self.saved += sum(len(sample.tokens) for sample in samples)
@@ -88,28 +89,39 @@ class Race:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Scores of a round, of which those of the dropped are estimates."""
+    """Scores of a round; those of the dropped are estimates, and have errors: the standard errors of their logs."""
 
     scores: dict[Candidate, float]
-    dropped: frozenset[Candidate]
+    errors: dict[Candidate, float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a candidate would score in the end, and the standard error of its log."""
+
+    score: float
+    error: float
 
 
 def standard_error(differences: Sequence[Blocks]) -> float:
     """Of the mean of paired differences whose neighbours are correlated within a sample.
 
     The long-run variance by Newey and West (1987), with the triangular weights that keep it above 0 and a lag that
-    grows with the square root of the sample's blocks; nothing is taken to be correlated over the end of a sample.
+    grows with the square root of the sample's blocks; nothing is taken to be correlated over the end of a sample. What
+    the mean, which is taken from the same blocks, takes away from it is made good as for uncorrelated blocks.
     """
     count = sum(len(each) for each in differences)
     mean = math.fsum(math.fsum(each) for each in differences) / count
-    total = 0.0
+    total, weights = 0.0, float(count)
     for each in differences:
         centred = each - mean
         total += float(centred @ centred)
         lags = math.isqrt(len(each))
         for lag in range(1, min(lags, len(each) - 1) + 1):
-            total += 2 * (1 - lag / (lags + 1)) * float(centred[lag:] @ centred[:-lag])
-    return math.sqrt(max(total, 0.0) * count / (count - 1)) / count
+            weight = 2 * (1 - lag / (lags + 1))
+            total += weight * float(centred[lag:] @ centred[:-lag])
+            weights += weight * (len(each) - lag)
+    return math.sqrt(max(total, 0.0) / (count - weights / count) / count)
 
 
 def block_scores(scorer: Scorer, candidate: Candidate, samples: Sequence[Sample]) -> list[BlockScore]:
@@ -137,17 +149,26 @@ def lead(of: Sequence[BlockScore], over: Sequence[BlockScore]) -> Lead:
     return Lead(mean, standard_error(differences) if blocks > 1 else math.inf, blocks)
 
 
-def _estimate_if_behind(results: Sequence[BlockScore | Failure], rival: Sequence[BlockScore]) -> float | None:
+def doubt(blocks: int) -> float:
+    """Standard errors that a candidate must be behind to be dropped: 1.28 after many blocks, more after few."""
+    from scipy.stats import t
+
+    return float(t.ppf(1 - CHANCE, blocks - 1))
+
+
+def _estimate_if_behind(results: Sequence[BlockScore | Failure], rival: Sequence[BlockScore]) -> Estimate | None:
     """What a candidate would score in the end, if it is too far behind; None while it may still come to matter.
 
-    The estimate adds what it lost so far, for every token, to what the rival loses on all samples.
+    The estimate adds what it lost so far, for every token, to what the rival loses on all samples. Its error is that of
+    the mean of a sample drawn from a finite population, of which a part is known.
     """
     own = [result for result in results if isinstance(result, BlockScore)]
     if len(own) < len(results):
-        return math.inf  # whatever else it does, it has failed
+        return Estimate(math.inf, math.inf)  # whatever else it does, it has failed
     found = lead(rival, own)
-    if found.blocks < FEWEST_BLOCKS or found.mean <= DOUBT * found.standard_error:
+    if found.blocks < 2 or found.mean <= doubt(found.blocks) * found.standard_error:
         return None
-    lost = found.mean * found.blocks / sum(each.tokens for each in own)
-    tokens = sum(each.tokens for each in rival)
-    return perplexity(math.fsum(each.total for each in rival) + lost * tokens, tokens)
+    known, tokens = sum(each.tokens for each in own), sum(each.tokens for each in rival)
+    lost, error = (found.blocks / known * each for each in (found.mean, found.standard_error))
+    score = perplexity(math.fsum(each.total for each in rival) + lost * tokens, tokens)
+    return Estimate(score, max(error * math.sqrt(1 - known / tokens), LEAST_ERROR))

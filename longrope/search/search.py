@@ -142,11 +142,11 @@ def check_target(model: LoadedModel, target: int) -> None:
 
 
 def search_problem(model: LoadedModel, settings: SearchSettings, **fields: Any) -> Problem:
-    """The paper's search space and seeds for this model and target."""
+    """The search space and seeds for this model and target."""
     rope, target, chosen = model.rope, settings.target_length, settings.algorithm
     ratio = target / rope.original_length
     rule = chosen.attention_factor
-    searched = rule == SEARCHED_ATTENTION or (rule == "auto" and not rope.is_scaled and not chosen.is_paper)
+    searched = rule == SEARCHED_ATTENTION
     if rule in ("auto", SEARCHED_ATTENTION):
         rule = "present" if rope.is_scaled else "su"
     attention_factor = resolve(rule, ratio, rope.original_length, rope.present.attention_factor)

@@ -74,7 +74,7 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmSettings:
-    """The search algorithm and its sizes; what is not given is the paper's value for the length.
+    """The search algorithm and its sizes.
 
     Attributes:
         algorithm: ``paper``, the genetic algorithm of LongRoPE; or one that goes from coarse to fine: ``genetic``,
@@ -90,13 +90,13 @@ class AlgorithmSettings:
         n_hat: choices of the start-token threshold; when not given the paper's 14 for ``paper``, otherwise only 0.
         lambda_max: largest lambda; when not given target over original length times 1.25 for ``paper``, 4 otherwise.
         attention_factor: ``su``, ``yarn``, ``present``, ``none``, a number, ``search`` (not for ``paper``), or
-            ``auto``: ``present`` for a model that is scaled already, which may have been trained with it; for a plain
-            one ``su`` with ``paper``, ``search`` otherwise.
+            ``auto``: ``present`` for a model that is scaled already, which may have been trained with it, ``su`` for a
+            plain one.
     """
 
     __pydantic_config__ = STRICT
 
-    algorithm: str = "paper"
+    algorithm: str = "bayesian"
     population: int | None = None
     mutations: int | None = None
     crossovers: int | None = None
@@ -177,7 +177,9 @@ class AlgorithmSettings:
             defaults = PaperSettings.paper(length)
             return PaperSettings(**{**vars(defaults), **given, "max_evaluations": self.max_evaluations})
         for name in (name for name in own if name in given):
-            raise SettingsError(f"{name} is a size of algorithm 'paper'; leave it away with {self.algorithm!r}")
+            raise SettingsError(
+                f"{name} is a size of algorithm 'paper'; choose that, or leave it away with {self.algorithm!r}"
+            )
         if self.algorithm == "cma" and self.population is not None and self.population < CMA_LEAST:
             raise SettingsError(f"population is {self.population}; give at least {CMA_LEAST} with 'cma'")
         if self.max_evaluations is not None:

@@ -239,8 +239,14 @@ def test_target_lengths(place: Place, length: str, said: str) -> None:
     ("arguments", "said"),
     [
         (("--algorithm", "annealing"), "algorithm 'annealing' is not known; use paper"),
-        (("--algorithm", "cma", "--parents", "4"), "parents is a size of algorithm 'paper'; leave it away with 'cma'"),
-        (("--attention-factor", "search"), "the attention factor is not searched by algorithm 'paper'; give su or"),
+        (
+            ("--algorithm", "cma", "--parents", "4"),
+            "parents is a size of algorithm 'paper'; choose that, or leave it away with 'cma'",
+        ),
+        (
+            ("--algorithm", "paper", "--attention-factor", "search"),
+            "the attention factor is not searched by algorithm 'paper'; give su or",
+        ),
         (("--watch", "-1"), "watch is -1; give a number of rounds, or 0"),
         (("--patience", "0"), "patience is 0; give at least 1 round"),
         (("--max-gpu-hours", "0"), "max-gpu-hours is 0.0; give a number above 0"),
@@ -268,10 +274,10 @@ def test_target_lengths(place: Place, length: str, said: str) -> None:
         (("--batch", "0"), "batch is 0; give at least 1"),
         (("--gpus-per-worker", "-1"), "GPUs per worker is -1.0; give 0 or more"),
         (("--population", "0"), "population is 0"),
-        (("--mutations", "-1"), "mutations is -1"),
-        (("--parents", "0"), "parents is 0"),
-        (("--iterations", "-1"), "iterations is -1"),
-        (("--mutation-probability", "1.5"), r"mutation probability is 1\.5"),
+        (("--algorithm", "paper", "--mutations", "-1"), "mutations is -1"),
+        (("--algorithm", "paper", "--parents", "0"), "parents is 0"),
+        (("--algorithm", "paper", "--iterations", "-1"), "iterations is -1"),
+        (("--algorithm", "paper", "--mutation-probability", "1.5"), r"mutation probability is 1\.5"),
         (("--max-evaluations", "0"), "max evaluations is 0"),
     ],
 )

@@ -24,7 +24,22 @@ from longrope.rope.policy import load_factors
 from longrope.search.search import SearchReport
 
 Run = Callable[..., Any]
-SIZES = ("--population", 6, "--mutations", 2, "--crossovers", 2, "--iterations", 2, "--parents", 4, "--workers", 1)
+SIZES = (
+    "--algorithm",
+    "paper",
+    "--population",
+    6,
+    "--mutations",
+    2,
+    "--crossovers",
+    2,
+    "--iterations",
+    2,
+    "--parents",
+    4,
+    "--workers",
+    1,
+)
 HEAVY = {"torch", "transformers", "numpy", "pandas", "ray", "matplotlib", "datasets", "safetensors"}
 
 
@@ -209,7 +224,18 @@ def test_defaults_are_those_of_the_paper(longrope: Run, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("longrope.search.search.search", stop)
     for length in ("128k", "1m"):
-        longrope("search", model_folder, "--target-length", length, "--data", "texts", "--output", "out")
+        longrope(
+            "search",
+            model_folder,
+            "--target-length",
+            length,
+            "--data",
+            "texts",
+            "--output",
+            "out",
+            "--algorithm",
+            "paper",
+        )
     small, large = received
     sizes = small.algorithm.sizes(small.target_length)
     assert (sizes.population, sizes.mutations, sizes.crossovers, sizes.parents) == (64, 16, 16, 32)
@@ -348,14 +374,14 @@ def test_demo_carries_out_its_recipe_on_the_standard_library(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("longrope.pipeline.run.extend", stop)
-    ended = longrope("demo", "seed=3", "search-1k.algorithm.iterations=1", "--output", tmp_path / "demo")
+    ended = longrope("demo", "seed=3", "search-1k.algorithm.max_evaluations=7", "--output", tmp_path / "demo")
     assert ended.code == 130
     [recipe] = received
     assert (recipe.model.name, recipe.seed) == ("demo", 3)
     kinds = [stage.kind for stage in recipe.stages if stage.kind != "evaluate"]
     assert kinds == ["search", "finetune", "search", "finetune", "search", "readjust", "export"]
     search = next(stage for stage in recipe.stages if stage.kind == "search")
-    assert search.settings.algorithm.iterations == 1
+    assert search.settings.algorithm.max_evaluations == 7
     assert Path(search.settings.data.source) == tmp_path / "demo" / "texts" / "search.jsonl"
 
 

@@ -21,7 +21,7 @@ from longrope.search import run as search_run
 from longrope.search.solve import describe_duration
 
 Run = Callable[..., Any]
-SMALL = "{population: 4, mutations: 1, crossovers: 1, iterations: 1, parents: 2, n_hat: [0]}"
+SMALL = "{algorithm: paper, population: 4, mutations: 1, crossovers: 1, iterations: 1, parents: 2, n_hat: [0]}"
 RECIPE = f"""\
 model: MODEL
 data: {{documents: {{source: DOCUMENTS, samples: 2}}}}

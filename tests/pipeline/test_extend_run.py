@@ -465,7 +465,7 @@ stages:
   - search:
       target_length: 128
       data: {{source: {short}, samples: 2, held_out: 0}}
-      algorithm: {{population: 4, mutations: 1, crossovers: 1, iterations: 1, parents: 2, n_hat: [0]}}
+      algorithm: {{algorithm: paper, population: 4, mutations: 1, crossovers: 1, iterations: 1, parents: 2, n_hat: [0]}}
   - export:
 """,
     )

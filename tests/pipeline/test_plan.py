@@ -57,12 +57,12 @@ model: llama
 data: {documents: {source: text.jsonl, held_out: 0}, training: text.jsonl}
 execution: {workers: 1}
 stages:
-- search: {target_length: 128k}
+- search: {target_length: 128k, algorithm: {algorithm: paper}}
 - finetune: {seq_length: 128k, steps: 400, global_batch: 32, sp: 8, launch: {gpus: 8}}
-- search: {target_length: 256k}
+- search: {target_length: 256k, algorithm: {algorithm: paper}}
 - finetune: {seq_length: 256k, steps: 600, global_batch: 32, sp: 8, launch: {gpus: 8, nodes: 2}}
-- search: {target_length: 2m, algorithm: {iterations: 10}, execution: {workers: 8}}
-- readjust: {windows: [4k, 8k]}
+- search: {target_length: 2m, algorithm: {algorithm: paper, iterations: 10}, execution: {workers: 8}}
+- readjust: {windows: [4k, 8k], algorithm: {algorithm: paper}}
 """
 
 
@@ -302,14 +302,14 @@ def test_what_does_not_fit_says_what_would(write: Any) -> None:
 
 
 def test_layers_on_several_gpus_work_in_turn(write: Any) -> None:
-    apart = one(write, "- search: {target_length: 128k, execution: {workers: null, gpus_per_worker: 1}}")
-    together = one(write, "- search: {target_length: 128k, execution: {workers: null, gpus_per_worker: 8}}")
+    search = "- search: {target_length: %s, algorithm: {algorithm: paper}, execution: {workers: null%s}}"
+    apart = one(write, search % ("128k", ", gpus_per_worker: 1"))
+    together = one(write, search % ("128k", ", gpus_per_worker: 8"))
     assert apart.devices == together.devices == 8
     assert together.seconds == pytest.approx(8 * (apart.seconds or 0), rel=0.01)
     assert together.memory < apart.memory
     assert any("one after the other" in note for note in together.notes)
-    halves = one(write, "- search: {target_length: 16k, execution: {workers: null, gpus_per_worker: 0.5}}")
-    whole = one(write, "- search: {target_length: 16k, execution: {workers: null}}")
+    halves, whole = (one(write, search % ("16k", share)) for share in (", gpus_per_worker: 0.5", ""))
     assert halves.seconds == pytest.approx(whole.seconds or 0, rel=0.02)
     assert halves.memory == pytest.approx(2 * whole.memory)
 

@@ -118,6 +118,14 @@ def test_mistral_to_2048k_is_the_papers() -> None:
     assert of_kind(recipe, ReadjustStage)[0].settings.windows == (4 * K, 8 * K)
 
 
+@pytest.mark.parametrize("name", ["llama2-7b-2048k", "mistral-7b-2048k", "llama3-8b-128k", "phi3-mini-128k"])
+def test_recipes_of_papers_search_as_they_do(name: str) -> None:
+    recipe = read_recipe(name)
+    stages = [*of_kind(recipe, SearchStage), *of_kind(recipe, ReadjustStage)]
+    assert [stage.settings.algorithm.is_paper for stage in stages] == [True] * len(stages)
+    assert stages
+
+
 @pytest.mark.parametrize("name", ["llama3-8b-128k", "phi3-mini-128k"])
 def test_recipes_after_longrope2(name: str) -> None:
     recipe = read_recipe(name)

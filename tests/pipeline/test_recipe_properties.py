@@ -26,7 +26,7 @@ launch: {gpus: 1, device: cpu}
 stages:
 - search:
     target_length: 1k
-    algorithm: {population: 8, parents: 4, n_hat: [0, 4], attention_factor: su}
+    algorithm: {algorithm: paper, population: 8, parents: 4, n_hat: [0, 4], attention_factor: su}
     data: {samples: 3, concatenate: true}
 - finetune: {seq_length: 1k, steps: 30, memory: {tile_mlp: 256}, adapter: {rank: 4}, launch: {gpus: 2}}
 - search: {name: last, target_length: 8k, seed: 4}

@@ -22,7 +22,7 @@ from longrope.report import write
 from longrope.runs.progress import Progress
 from longrope.search import run as search_run
 
-SEARCH = "{population: 6, mutations: 2, crossovers: 2, iterations: 2, parents: 3, n_hat: [0]}"
+SEARCH = "{algorithm: paper, population: 6, mutations: 2, crossovers: 2, iterations: 2, parents: 3, n_hat: [0]}"
 RECIPE = f"""\
 model: MODEL
 data:

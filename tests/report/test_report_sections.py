@@ -125,7 +125,15 @@ def test_what_is_not_there_is_said(search_run: Path, tmp_path: Path) -> None:
 
 def test_a_readjustment_has_a_section_for_each_window(model_folder: Path, documents_file: Path, tmp_path: Path) -> None:
     yarn(RopeFactors.identity(10000.0, 16, 64), 1024).save(tmp_path / "long.json")
-    sizes = {"population": 4, "mutations": 1, "crossovers": 1, "iterations": 1, "parents": 2, "n_hat": (0, 4)}
+    sizes = {
+        "algorithm": "paper",
+        "population": 4,
+        "mutations": 1,
+        "crossovers": 1,
+        "iterations": 1,
+        "parents": 2,
+        "n_hat": (0, 4),
+    }
     given = ReadjustSettings(
         model=str(model_folder),
         output=str(tmp_path / "run"),

@@ -42,16 +42,22 @@ def problem(model: Path, length: int = 256, **algorithm: Any) -> Problem:
     return search_problem(open_model(given.model, given.execution), given, samples=None)
 
 
+def test_a_gaussian_process_searches_by_default() -> None:
+    chosen = AlgorithmSettings()
+    assert (chosen.algorithm, chosen.is_paper) == ("bayesian", False)
+    assert chosen.sizes(131072) == CoarseToFineSettings(population=8, max_evaluations=200, coarse=48, knots=400)
+
+
 # --- The paper's algorithm ---
 
 
-def test_the_paper_stays_as_it_is_by_default(model_folder: Path) -> None:
-    chosen = AlgorithmSettings()
+def test_the_paper_stays_as_it_is(model_folder: Path) -> None:
+    chosen = AlgorithmSettings(algorithm="paper")
     assert chosen.is_paper
     assert (chosen.races, chosen.watched_every, chosen.lambda_max_ratio) == (False, 0, 1.25)
     assert chosen.sizes(4096) == PaperSettings.paper(4096)
     assert chosen.budget(2.0) == Budget(None, None, 2.0)
-    found = problem(model_folder)
+    found = problem(model_folder, algorithm="paper")
     assert found.space.lambda_max == 1.25 * 256 / 64
     assert (found.space.attention_span, found.space.searches_attention) == (1.0, False)
     algorithm = make_algorithm("paper", found.space, found.seeds, found.ramp, chosen.sizes(256), 0)
@@ -64,10 +70,10 @@ def test_the_paper_stays_as_it_is_by_default(model_folder: Path) -> None:
 
 def test_the_journal_of_the_paper_names_nothing_that_is_off() -> None:
     """So that journals from before there were other algorithms are gone on with."""
-    chosen = AlgorithmSettings()
+    chosen = AlgorithmSettings(algorithm="paper")
     recorded = algorithm_settings(chosen, chosen.sizes(4096))
     assert recorded == {"algorithm": "paper", **vars(PaperSettings.paper(4096))}
-    chosen = AlgorithmSettings(racing=True, patience=4, max_gpu_hours=1.5)
+    chosen = AlgorithmSettings(algorithm="paper", racing=True, patience=4, max_gpu_hours=1.5)
     recorded = algorithm_settings(chosen, chosen.sizes(4096))
     assert {name: recorded[name] for name in ("racing", "patience", "max_gpu_hours")} == {
         "racing": True, "patience": 4, "max_gpu_hours": 1.5,
@@ -84,7 +90,7 @@ def test_racing_and_watching_can_be_said(name: str, racing: bool) -> None:
 
 def test_the_attention_factor_is_not_searched_by_the_paper() -> None:
     with pytest.raises(SettingsError) as refused:
-        AlgorithmSettings(attention_factor="search")
+        AlgorithmSettings(algorithm="paper", attention_factor="search")
     assert str(refused.value) == (
         "the attention factor is not searched by algorithm 'paper'; give su or a number, or use genetic or cma or "
         "bayesian"
@@ -122,7 +128,7 @@ def test_each_name_is_another_algorithm(model_folder: Path) -> None:
 def test_sizes_of_the_paper_are_refused_for_the_others(name: str, size: str) -> None:
     with pytest.raises(SettingsError) as refused:
         AlgorithmSettings(algorithm=name, **{size: 0.5 if size == "mutation_probability" else 2})
-    assert str(refused.value) == f"{size} is a size of algorithm 'paper'; leave it away with {name!r}"
+    assert str(refused.value) == f"{size} is a size of algorithm 'paper'; choose that, or leave it away with {name!r}"
 
 
 def test_of_several_wrong_sizes_the_first_is_named() -> None:
@@ -135,7 +141,7 @@ def test_of_several_wrong_sizes_the_first_is_named() -> None:
     [
         ({"algorithm": "genetic", "population": 1}, "population is 1; give at least 2"),
         ({"algorithm": "cma", "population": 3}, "population is 3; give at least 4 with 'cma'"),
-        ({"algorithm": "cma", "max_evaluations": 0}, "max_evaluations is 0; give at least 1"),
+        ({"algorithm": "cma", "max_evaluations": 0}, "max evaluations is 0; give at least 1"),
         ({"watch": -1}, "watch is -1; give a number of rounds, or 0"),
         ({"patience": 0}, "patience is 0; give at least 1 round"),
         ({"max_gpu_hours": 0.0}, "max-gpu-hours is 0.0; give a number above 0"),
@@ -152,13 +158,14 @@ def test_unusable_settings_are_refused_in_one_line(changes: dict[str, Any], said
 
 
 @free
-def test_the_attention_factor_is_searched_about_the_usual_one_on_a_plain_model(name: str, model_folder: Path) -> None:
+def test_the_attention_factor_is_searched_about_the_usual_one_where_that_is_asked_for(
+    name: str, model_folder: Path
+) -> None:
     usual = problem(model_folder).space.attention_factor
     assert usual > 1
-    for rule in ("auto", "search"):
-        space = problem(model_folder, algorithm=name, attention_factor=rule).space
-        assert (space.attention_factor, space.attention_span) == (usual, ATTENTION_SPAN)
-    for rule, factor in (("su", usual), ("none", 1.0), (1.3, 1.3)):
+    space = problem(model_folder, algorithm=name, attention_factor="search").space
+    assert (space.attention_factor, space.attention_span) == (usual, ATTENTION_SPAN)
+    for rule, factor in (("auto", usual), ("su", usual), ("none", 1.0), (1.3, 1.3)):
         space = problem(model_folder, algorithm=name, attention_factor=rule).space
         assert (space.attention_factor, space.attention_span) == (factor, 1.0)
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from tiny_search import coarse_to_fine, eager_races, search_in_process, settings
 
-from longrope.rope.policy import load_factors
+from longrope.export.recipe import recipe
+from longrope.rope.policy import FactorSchedule, Window, load_factors
 from longrope.runs.journal import read_journal
 from longrope.runs.progress import Progress
 from longrope.search.candidate import Candidate
@@ -63,21 +64,39 @@ class Notes(Progress):
 
 @every
 def test_a_search_is_written_down_and_gone_on_with(name: str, given: Given, tmp_path: Path) -> None:
-    report, _ = search_in_process(given(tmp_path / "run", name))
+    searched = {"attention_factor": "search"}
+    report, _ = search_in_process(given(tmp_path / "run", name, searched))
     written = load_factors(report.folder / FACTORS)
     assert written.provenance["method"] == f"longrope search, algorithm {name}"
     chosen = written.provenance["settings"]
     assert (chosen["algorithm"], chosen["population"], chosen["max_evaluations"]) == (name, 4, 15)
-    assert (chosen["racing"], chosen["attention_span"], chosen["attention_factor_rule"]) == (True, 1.25, "auto")
+    assert (chosen["racing"], chosen["attention_span"], chosen["attention_factor_rule"]) == (True, 1.25, "search")
     assert "mutations" not in chosen
     assert results(report)["evaluations"] == len(report.solution.scores) == 15
     assert Candidate.from_factors(written) == report.solution.best
     assert report.solution.result().search == min(report.solution.scores)
     for share in (0.5, 1.0):
         missing = cut(report, tmp_path / f"{share}", share)
-        again, pool = search_in_process(given(tmp_path / f"{share}", name, resume=True))
+        again, pool = search_in_process(given(tmp_path / f"{share}", name, searched, resume=True))
         assert len(pool.asked) == missing
         assert (again.folder / FACTORS).read_bytes() == (report.folder / FACTORS).read_bytes()
+
+
+@pytest.mark.parametrize("racing", [True, False])
+def test_the_card_of_an_exported_model_says_how_to_search_again(racing: bool, given: Given, tmp_path: Path) -> None:
+    chosen = {"racing": racing, "patience": 9, "attention_factor": "search"}
+    report, _ = search_in_process(given(tmp_path / "run", "genetic", chosen))
+    factors = load_factors(report.folder / FACTORS)
+    [command] = [part for part in recipe(FactorSchedule((Window(128, factors),))) if part.startswith("To search again")]
+    for words in (
+        "--algorithm genetic",
+        "--population 4",
+        "--max-evaluations 15",
+        "--patience 9",
+        "--attention-factor search",
+        "--racing" if racing else "--no-racing",
+    ):
+        assert words in command
 
 
 # --- Racing ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import yarn
 from longrope.search.candidate import Candidate
-from longrope.search.levels import IncrementLevel, Level, Ramp, RampLevel
+from longrope.search.levels import KnotLevel, Level, Ramp, RampLevel, knots_of
 from longrope.search.space import SearchSpace
 
 WINDOW, RATIO = 64, 8.0
@@ -22,6 +23,10 @@ WINDOW, RATIO = 64, 8.0
 
 def plain(pairs: int) -> RopeFactors:
     return RopeFactors.identity(10000.0, 2 * pairs, WINDOW)
+
+
+def even(pairs: int, knots: int) -> np.ndarray:
+    return knots_of(pairs, knots, None)
 
 
 def ramp_of(pairs: int, scaled: bool = False) -> Ramp:
@@ -53,7 +58,7 @@ def levels(draw: st.DrawFn) -> Level:
     if draw(st.booleans()):
         return RampLevel(space, ramp_of(space.pairs, draw(st.booleans())))
     knots = draw(st.sampled_from(sorted({min(2, space.pairs), min(7, space.pairs), space.pairs})))
-    return IncrementLevel(space, draw(centres(space)), knots, draw(st.booleans()))
+    return KnotLevel(space, draw(centres(space)), even(space.pairs, knots), draw(st.booleans()))
 
 
 @settings(max_examples=150)
@@ -67,21 +72,21 @@ def test_every_vector_of_finite_numbers_is_a_candidate_of_the_space(level: Level
 
 @pytest.mark.parametrize("number", [sys.float_info.max, -sys.float_info.max])
 def test_no_number_is_too_large(number: float) -> None:
-    ramp, increments = (
+    ramp, knots = (
         RampLevel(WIDE, ramp_of(PAIRS)),
-        IncrementLevel(WIDE, Candidate((2.0,) * PAIRS, 0, 1.1), PAIRS, True),
+        KnotLevel(WIDE, Candidate((2.0,) * PAIRS, 0, 1.1), ALL, True),
     )
-    for level in (ramp, increments):
+    for level in (ramp, knots):
         assert WIDE.contains(level.decode(np.full(level.size, number)))
 
 
 @settings(max_examples=60)
 @given(st.data())
-def test_increments_start_at_their_centre_in_the_space(data: st.DataObject) -> None:
+def test_knots_start_at_their_centre_in_the_space(data: st.DataObject) -> None:
     space = data.draw(spaces())
     centre = data.draw(centres(space))
     knots = data.draw(st.integers(min(2, space.pairs), space.pairs))
-    level = IncrementLevel(space, centre, knots, chooses_n_hat=data.draw(st.booleans()))
+    level = KnotLevel(space, centre, even(space.pairs, knots), chooses_n_hat=data.draw(st.booleans()))
     assert level.decode(level.start) == space.project(centre)
 
 
@@ -158,10 +163,10 @@ def test_a_ramp_keeps_the_smallest_n_hat() -> None:
     assert (level.decode(level.start).n_hat, level.choices, level.size) == (4, 0, 4)
 
 
-@pytest.mark.parametrize("kind", ["ramp", "increments"])
+@pytest.mark.parametrize("kind", ["ramp", "knots"])
 def test_the_attention_gene_is_a_relative_change_within_the_span(kind: str) -> None:
     centre = Candidate((2.0,) * PAIRS, 0, WIDE.attention_factor)
-    level = RampLevel(WIDE, ramp_of(PAIRS)) if kind == "ramp" else IncrementLevel(WIDE, centre, 7, False)
+    level = RampLevel(WIDE, ramp_of(PAIRS)) if kind == "ramp" else KnotLevel(WIDE, centre, even(PAIRS, 7), False)
 
     def at(gene: float) -> float:
         genes = level.start.copy()
@@ -174,48 +179,65 @@ def test_the_attention_gene_is_a_relative_change_within_the_span(kind: str) -> N
     assert (at(9), at(-9)) == (1.375, 0.88)
     fixed = SearchSpace(PAIRS, 1.0, 100.0, attention_factor=1.1)
     assert RampLevel(fixed, ramp_of(PAIRS)).size == 4
-    assert IncrementLevel(fixed, centre, 7, False).size == 7
+    assert KnotLevel(fixed, centre, even(PAIRS, 7), False).size == 7
 
 
-# --- Increments ---
+# --- Knots ---
+
+ALL = np.arange(float(PAIRS))
 
 
-def steps(candidate: Candidate) -> np.ndarray:
-    return np.diff(np.log([1.0, *candidate.lambdas]))
+@given(st.integers(1, 80), st.integers(2, 80), st.sampled_from([None, False, True]), st.integers(16, 10**6))
+def test_knots_rise_from_the_first_pair_to_the_last(pairs: int, count: int, scaled: bool | None, window: int) -> None:
+    ramp = None if scaled is None else replace(ramp_of(pairs, scaled), window=window)
+    knots = knots_of(pairs, count, ramp)
+    assert len(knots) == min(count, pairs)
+    assert (knots[0], knots[-1]) == (0, pairs - 1)
+    assert (np.diff(knots) > 0).all()
+
+
+def test_pairs_that_hardly_turn_share_the_last_interval() -> None:
+    """Of 32 pairs those from number 15 on make less than 0.2 turns within 64 tokens."""
+    turns = plain(PAIRS).inv_freq() * WINDOW / (2 * math.pi)
+    assert turns[13] > 0.2 > turns[14]
+    assert knots_of(PAIRS, 8, ramp_of(PAIRS)).tolist() == pytest.approx([*np.linspace(0, 14, 7), 31])
+    assert np.diff(knots_of(PAIRS, 8, None)) == pytest.approx(31 / 7)
 
 
 @pytest.mark.parametrize("knots", [2, 7, PAIRS])
-def test_a_gene_changes_the_increments_about_its_knot(knots: int) -> None:
+def test_a_gene_moves_log_lambda_about_its_knot(knots: int) -> None:
+    """By 0.05 at the knot, by less the farther from it, and not at all from the next knot on."""
     centre = Candidate(tuple(np.round(1.3 ** np.arange(1, PAIRS + 1), 2)), 0, 1.1)
     space = SearchSpace(PAIRS, 1.0, 1e6, lambda_step=1e-5)  # so fine that no step of the grid shows
-    level = IncrementLevel(space, centre, knots, False)
+    level = KnotLevel(space, centre, even(PAIRS, knots), False)
     at = np.linspace(0, PAIRS - 1, knots)
     for knot in range(knots):
-        genes = np.zeros(knots)
-        genes[knot] = 1.0
-        change = steps(level.decode(genes)) - steps(centre)
-        near = np.abs(np.arange(PAIRS) - at[knot]) < (PAIRS - 1) / (knots - 1) - 1e-9
-        assert change[~near] == pytest.approx(0, abs=1e-5)
-        assert (change[near] > 0).all()
-        # A gene has the whole unit on one pair, or as much in all on several: the root of the sum of squares.
-        assert math.hypot(*change) == pytest.approx(0.05, rel=1e-3)
-        assert np.abs(np.arange(PAIRS) - at[knot])[np.argmax(change)] <= 0.5
+        for sign in (1.0, -1.0):
+            genes = np.zeros(knots)
+            genes[knot] = sign
+            moved = np.log(level.decode(genes).lambdas) - np.log(centre.lambdas)
+            distance = np.abs(np.arange(PAIRS) - at[knot]) / ((PAIRS - 1) / (knots - 1))
+            assert moved == pytest.approx(sign * 0.05 * np.maximum(1 - distance, 0), abs=1e-5)
 
 
-def test_increments_never_fall_below_zero() -> None:
+def test_lambdas_never_fall_from_a_pair_to_the_next() -> None:
     centre = Candidate(tuple(1.0 + 0.1 * i for i in range(PAIRS)), 0, 1.1)
-    level = IncrementLevel(WIDE, centre, PAIRS, False)
+    level = KnotLevel(WIDE, centre, ALL, False)
     genes = level.start.copy()
     genes[10] = -100.0
     lambdas = level.decode(genes).lambdas
     assert lambdas[10] == lambdas[9] == centre.lambdas[9]
-    assert steps(Candidate(lambdas, 0, 1.1))[11:] == pytest.approx(steps(centre)[11:], abs=0.011)
+    assert lambdas[11:] == pytest.approx(centre.lambdas[11:], abs=0.006)
+    genes[10] = 10.0  # log lambda 0.5 higher: the next ones are lifted to it
+    lambdas = level.decode(genes).lambdas
+    assert lambdas[10] == pytest.approx(2 * math.exp(0.5), abs=0.006)
+    assert lambdas[11:] == pytest.approx(np.maximum(centre.lambdas[11:], 2 * math.exp(0.5)), abs=0.006)
 
 
 @pytest.mark.parametrize("chooses", [True, False])
 def test_the_last_gene_is_the_place_of_n_hat(chooses: bool) -> None:
     space = SearchSpace(PAIRS, 1.0, 100.0, n_hat_choices=(0, 4, 16))
-    level = IncrementLevel(space, Candidate((2.0,) * PAIRS, 6, 1.0), PAIRS, chooses)
+    level = KnotLevel(space, Candidate((2.0,) * PAIRS, 6, 1.0), ALL, chooses)
     assert (level.choices, level.size) == ((3, PAIRS + 1) if chooses else (0, PAIRS))
     assert level.decode(level.start).n_hat == 4  # the nearest choice
     genes = level.start.copy()

@@ -50,7 +50,15 @@ def extended(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def given(extended: Path, documents_file: Path) -> Callable[..., ReadjustSettings]:
     def make(output: Path, algorithm: dict[str, Any] | None = None, **more: Any) -> ReadjustSettings:
-        sizes = {"population": 8, "mutations": 3, "crossovers": 2, "iterations": 2, "parents": 4, "n_hat": (0, 4)}
+        sizes = {
+            "algorithm": "paper",
+            "population": 8,
+            "mutations": 3,
+            "crossovers": 2,
+            "iterations": 2,
+            "parents": 4,
+            "n_hat": (0, 4),
+        }
         return ReadjustSettings(
             **{
                 "model": str(extended),

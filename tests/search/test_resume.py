@@ -92,15 +92,23 @@ def test_a_killed_driver_is_resumed_to_the_same_result(
     batch: int, given: Callable[..., SearchSettings], model_folder: Path, documents_file: Path, tmp_path: Path
 ) -> None:
     # Long enough to be killed in the middle, whatever else the machine is doing.
-    sizes = {"population": 24, "mutations": 8, "crossovers": 8, "iterations": 15, "parents": 12, "n_hat": (0, 8)}
+    sizes = {
+        "algorithm": "paper",
+        "population": 24,
+        "mutations": 8,
+        "crossovers": 8,
+        "iterations": 15,
+        "parents": 12,
+        "n_hat": (0, 8),
+    }
     execution = ExecutionSettings(workers=1, batch=batch)
     expected, _ = search_in_process(given(tmp_path / "undisturbed", algorithm=sizes, execution=execution))
     run = tmp_path / "killed"
     command = [
         sys.executable, "-m", "longrope", "search", str(model_folder), "--data", str(documents_file),
         "--output", str(run), "--target-length", "128", "--samples", "2", "--held-out", "3", "--workers", "1",
-        "--population", "24", "--mutations", "8", "--crossovers", "8", "--iterations", "15", "--parents", "12",
-        "--n-hat", "0,8",
+        "--algorithm", "paper", "--population", "24", "--mutations", "8", "--crossovers", "8", "--iterations", "15",
+        "--parents", "12", "--n-hat", "0,8",
     ]  # fmt: skip
     journal = run / JOURNAL
     with subprocess.Popen(

@@ -156,7 +156,15 @@ def test_the_file_says_all_that_is_needed_to_repeat_the_search(
     assert all(
         re.fullmatch("[0-9a-f]{16}", each["digest"]) for each in [*data["drawn"]["search"], *data["drawn"]["held_out"]]
     )
-    sizes = {"population": 8, "mutations": 3, "crossovers": 2, "iterations": 2, "parents": 4, "lambda_max": 2.5}
+    sizes = {
+        "algorithm": "paper",
+        "population": 8,
+        "mutations": 3,
+        "crossovers": 2,
+        "iterations": 2,
+        "parents": 4,
+        "lambda_max": 2.5,
+    }
     chosen = provenance["settings"]
     assert {name: chosen[name] for name in sizes} == sizes
     assert chosen["n_hat_choices"] == [0, 4, 16]
