@@ -83,7 +83,9 @@ def search_once(model: LoadedModel, texts: Texts, args: argparse.Namespace, rati
         **algorithm_settings(settings.algorithm, sizes),
         **space_settings(problem.space),
     }
-    with open_scorer(Path(settings.output), decisive, model, samples, (target,), execution, True, Progress()) as scorer:
+    with open_scorer(
+        Path(settings.output), decisive, model, samples, (target,), execution, 8, True, Progress()
+    ) as scorer:
         chosen = settings.algorithm
         algorithm = make_algorithm(chosen.algorithm, problem.space, problem.seeds, problem.ramp, sizes, seed)
         race, tokens = Race(samples.search), []

@@ -16,8 +16,6 @@ from longrope.data.samples import Sample
 from longrope.runs.journal import Journal
 from longrope.workers.pool import EvaluationPool, Failure
 
-MOST_ROWS = 32
-"""A round of the paper has 32 candidates: more rows would be fillers."""
 WORTH = 0.9
 """Twice the rows must bring the seconds per candidate down to this share."""
 LONGEST_MEASURED = 65536
@@ -28,9 +26,10 @@ _LONG_SECONDS = 1.0  # a pass that takes longer varies little
 
 @dataclass(frozen=True)
 class BatchProbe:
-    """A task: time passes of more and more rows over a sample; see :func:`time_batches`."""
+    """A task: time passes of more and more rows, up to ``most``, over a sample; see :func:`time_batches`."""
 
     sample: str
+    most: int
 
     @property
     def label(self) -> str:
@@ -38,11 +37,14 @@ class BatchProbe:
         return f"measuring batches, sample {self.sample[:8]}"
 
 
-def time_batches(run: Callable[[int], object], clock: Callable[[], float] = time.perf_counter) -> tuple[float, ...]:
+def time_batches(
+    run: Callable[[int], object], most: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, ...]:
     """Seconds per candidate of passes with 1, 2, 4, ... rows, up to the first that is not worth it or does not fit.
 
     Args:
         run: makes a pass of so many rows and waits for its end.
+        most: rows at most.
         clock: seconds.
 
     Raises:
@@ -53,7 +55,7 @@ def time_batches(run: Callable[[int], object], clock: Callable[[], float] = time
     run(1)  # what is loaded at the first use is not counted
     found: list[float] = []
     rows = 1
-    while rows <= MOST_ROWS:
+    while rows <= most:
         try:
             found.append(_fastest(run, rows, clock) / rows)
         except (torch.OutOfMemoryError, MemoryError):
@@ -83,6 +85,7 @@ def settle_batch(
     pool: EvaluationPool[Any, Any],
     given: int | None,
     measured_on: Sample | None,
+    together: int,
     tell: Callable[[str], None],
 ) -> int:
     """Candidates in one forward pass of the run in ``journal``: the recorded, given or measured number, in this order.
@@ -90,6 +93,8 @@ def settle_batch(
     Args:
         given: what the user asks for, if anything.
         measured_on: the sample to measure with; None where one row fills the device for sure.
+        together: candidates that are scored on one sample before anything else is decided; all workers shall have a
+            part of them.
         tell: is told in one line what the user would not expect.
     """
     recorded = _recorded(journal.events)
@@ -102,7 +107,7 @@ def settle_batch(
         return given
     if measured_on is None or len(measured_on.tokens) > LONGEST_MEASURED:
         return 1
-    [(_, result)] = pool.run([BatchProbe(measured_on.digest)])
+    [(_, result)] = pool.run([BatchProbe(measured_on.digest, -(-together // pool.workers))])
     if isinstance(result, Failure):
         tell(f"batches could not be measured ({result.reason}), so each candidate is scored alone")
     seconds: tuple[float, ...] = () if isinstance(result, Failure) else result

@@ -46,6 +46,11 @@ class CoarseToFineSettings:
                 raise SettingsError(f"{name.replace('_', ' ')} is {getattr(self, name)}; give at least {least}")
 
     @property
+    def round_size(self) -> int:
+        """Candidates of a usual round."""
+        return self.population
+
+    @property
     def most(self) -> int:
         """Candidates that are asked for at most."""
         return self.max_evaluations

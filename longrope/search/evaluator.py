@@ -61,7 +61,7 @@ class ModelEvaluator:
             FloatingPointError: if a candidate of its own gives a loss that is not finite; in a batch it is a Failure.
         """
         if isinstance(task, BatchProbe):
-            return self._measured(self._samples[task.sample])
+            return self._measured(self._samples[task.sample], task.most)
         sample = self._samples[task.sample]
         candidates = task.candidates if isinstance(task, Batch) else (task.candidate,)
         factors = [candidate.to_factors(self._template, len(sample.tokens)) for candidate in candidates]
@@ -77,10 +77,10 @@ class ModelEvaluator:
 
         return score_blocks(self._model, sample.tokens, factors, first=sample.first)
 
-    def _measured(self, sample: Sample) -> tuple[float, ...]:
+    def _measured(self, sample: Sample, most: int) -> tuple[float, ...]:
         plain = self._template.replace(target_length=len(sample.tokens))
         # Rows that differ, as those of a search do: equal ones would share their cosines and sines.
-        return time_batches(lambda rows: self._nll(sample, [plain.replace(n_hat=2 * row) for row in range(rows)]))
+        return time_batches(lambda rows: self._nll(sample, [plain.replace(n_hat=2 * row) for row in range(rows)]), most)
 
 
 def _score(nll: npt.NDArray[np.float64], sample: Sample, seconds: float) -> BlockScore:
@@ -89,9 +89,12 @@ def _score(nll: npt.NDArray[np.float64], sample: Sample, seconds: float) -> Bloc
     Raises:
         FloatingPointError: if one is not finite.
     """
+    from longrope.model.score import BLOCK
+
     if not np.isfinite(nll).all():
         raise FloatingPointError("the loss is not finite; try bfloat16 or float32")
-    return BlockScore(tuple(nll.tolist()), len(sample.tokens) - sample.first, seconds)
+    # Blocks in which nothing counts are the same in all candidates, and would pass for evidence of that.
+    return BlockScore(tuple(nll[sample.first // BLOCK :].tolist()), len(sample.tokens) - sample.first, seconds)
 
 
 def _score_or_failure(nll: npt.NDArray[np.float64], sample: Sample, seconds: float) -> BlockScore | Failure:

@@ -59,6 +59,11 @@ class PaperSettings:
             raise SettingsError(f"max evaluations is {self.max_evaluations}; give at least 1")
 
     @property
+    def round_size(self) -> int:
+        """Candidates of a usual round."""
+        return self.mutations + self.crossovers or self.population
+
+    @property
     def most(self) -> int:
         """Candidates that are asked for at most."""
         total = self.population + self.iterations * (self.mutations + self.crossovers)

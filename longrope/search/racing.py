@@ -24,7 +24,8 @@ from longrope.workers.pool import Failure
 Blocks = npt.NDArray[np.float64]
 
 CHANCE = 0.1
-"""Of dropping, at one look, a candidate that would be as good as its rival on endlessly many blocks."""
+"""Of dropping, at one look, a candidate that would be as good as its rival on endlessly many blocks. There is a look
+after every sample but the last, so that more are dropped in all."""
 
 LEAST_ERROR = 1e-6
 """Of an estimate, in nats a token: blocks may all differ by the same."""
@@ -103,25 +104,27 @@ class Estimate:
     error: float
 
 
-def standard_error(differences: Sequence[Blocks]) -> float:
-    """Of the mean of paired differences whose neighbours are correlated within a sample.
+def standard_error(differences: Sequence[Blocks]) -> tuple[float, float]:
+    """Of the mean of paired differences whose neighbours are correlated within a sample; and its degrees of freedom.
 
     The long-run variance by Newey and West (1987), with the triangular weights that keep it above 0 and a lag that
     grows with the square root of the sample's blocks; nothing is taken to be correlated over the end of a sample. What
-    the mean, which is taken from the same blocks, takes away from it is made good as for uncorrelated blocks.
+    the mean, which is taken from the same blocks, takes away from it is made good as for uncorrelated blocks. Degrees
+    of freedom are those of a spectral estimate with these weights (Priestley 1981, 6.2.3), less one for the mean.
     """
     count = sum(len(each) for each in differences)
     mean = math.fsum(math.fsum(each) for each in differences) / count
-    total, weights = 0.0, float(count)
+    total, weights, squares = 0.0, float(count), float(count)
     for each in differences:
         centred = each - mean
         total += float(centred @ centred)
         lags = math.isqrt(len(each))
         for lag in range(1, min(lags, len(each) - 1) + 1):
-            weight = 2 * (1 - lag / (lags + 1))
-            total += weight * float(centred[lag:] @ centred[:-lag])
-            weights += weight * (len(each) - lag)
-    return math.sqrt(max(total, 0.0) / (count - weights / count) / count)
+            weight = 1 - lag / (lags + 1)
+            total += 2 * weight * float(centred[lag:] @ centred[:-lag])
+            weights += 2 * weight * (len(each) - lag)
+            squares += 2 * weight**2 * (len(each) - lag)
+    return math.sqrt(max(total, 0.0) / (count - weights / count) / count), max(count**2 / squares - 1, 1.0)
 
 
 def block_scores(scorer: Scorer, candidate: Candidate, samples: Sequence[Sample]) -> list[BlockScore]:
@@ -134,10 +137,15 @@ def block_scores(scorer: Scorer, candidate: Candidate, samples: Sequence[Sample]
 
 @dataclass(frozen=True)
 class Lead:
-    """How much lower a candidate's NLL is than another's, in nats a block, and the standard error."""
+    """How much lower a candidate's NLL is than another's, in nats a block, and the standard error.
+
+    Attributes:
+        freedom: degrees of freedom of the standard error; 0 of one block, whose error nobody knows.
+    """
 
     mean: float
     standard_error: float
+    freedom: float
     blocks: int
 
 
@@ -146,14 +154,14 @@ def lead(of: Sequence[BlockScore], over: Sequence[BlockScore]) -> Lead:
     differences = [np.subtract(b.nll, a.nll) for a, b in zip(of, over, strict=False)]
     blocks = sum(map(len, differences))
     mean = math.fsum(math.fsum(each) for each in differences) / blocks
-    return Lead(mean, standard_error(differences) if blocks > 1 else math.inf, blocks)
+    return Lead(mean, *(standard_error(differences) if blocks > 1 else (math.inf, 0.0)), blocks)
 
 
-def doubt(blocks: int) -> float:
+def doubt(freedom: float) -> float:
     """Standard errors that a candidate must be behind to be dropped: 1.28 after many blocks, more after few."""
     from scipy.stats import t
 
-    return float(t.ppf(1 - CHANCE, blocks - 1))
+    return float(t.ppf(1 - CHANCE, freedom))
 
 
 def _estimate_if_behind(results: Sequence[BlockScore | Failure], rival: Sequence[BlockScore]) -> Estimate | None:
@@ -166,7 +174,7 @@ def _estimate_if_behind(results: Sequence[BlockScore | Failure], rival: Sequence
     if len(own) < len(results):
         return Estimate(math.inf, math.inf)  # whatever else it does, it has failed
     found = lead(rival, own)
-    if found.blocks < 2 or found.mean <= doubt(found.blocks) * found.standard_error:
+    if found.blocks < 2 or found.mean <= doubt(found.freedom) * found.standard_error:
         return None
     known, tokens = sum(each.tokens for each in own), sum(each.tokens for each in rival)
     lost, error = (found.blocks / known * each for each in (found.mean, found.standard_error))

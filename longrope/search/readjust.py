@@ -204,8 +204,9 @@ def _readjust_window(
         "samples": sample_digests(problem.samples),
         **numeric_settings(model, settings.execution),
     }
+    execution, together = settings.execution, sizes.round_size
     with open_scorer(
-        folder, decisive, model, problem.samples, problem.lengths, settings.execution, settings.resume, progress
+        folder, decisive, model, problem.samples, problem.lengths, execution, together, settings.resume, progress
     ) as scorer:
         progress.note(
             f"window {format_length(problem.length)}: lambda up to {problem.space.lambda_max:g} "

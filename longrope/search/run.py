@@ -97,6 +97,7 @@ def open_scorer(
     samples: SampleSet,
     lengths: Sequence[int],
     execution: ExecutionSettings,
+    together: int,
     resume: bool,
     progress: Progress,
 ) -> Iterator[Scorer]:
@@ -105,6 +106,7 @@ def open_scorer(
     Args:
         settings: all that decides the result; a resumed run must have the same.
         lengths: to which held-out samples will be cut.
+        together: candidates that are scored on one sample before anything else is decided.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _open_journal(folder / JOURNAL_FILE, settings, resume) as journal:
@@ -117,7 +119,7 @@ def open_scorer(
         with make_pool(factory, execution, on_gpu, progress.note) as pool:
             # One row fills a CPU. Measuring it would only make equal runs differ in their last bits.
             measured_on = samples.search[0] if on_gpu else None
-            batch = settle_batch(journal, pool, execution.batch, measured_on, progress.note)
+            batch = settle_batch(journal, pool, execution.batch, measured_on, together, progress.note)
             lengths_of = {sample.digest: len(sample.tokens) for sample in every}
             scorer = Scorer(pool, journal, progress, batch, lengths_of)
             yield scorer

@@ -94,8 +94,9 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
         **({} if settings.data.objective == PERPLEXITY else {"objective": settings.data.objective}),
         **numeric_settings(model, settings.execution),
     }
+    together = sizes.round_size
     with open_scorer(
-        folder, decisive, model, samples, problem.lengths, settings.execution, settings.resume, progress
+        folder, decisive, model, samples, problem.lengths, settings.execution, together, settings.resume, progress
     ) as scorer:
         announce(model, samples, target, progress)
         algorithm = make_algorithm(

@@ -71,4 +71,4 @@ class Stopping:
             return False
         own, before = (block_scores(scorer, each, self._samples) for each in (best, self._best))
         found = lead(own, before)
-        return found.mean > found.standard_error
+        return found.mean > (found.standard_error if found.blocks > 1 else 0.0)

@@ -114,9 +114,8 @@ def test_the_time_of_a_pass_is_shared_by_its_candidates_without_fillers(
 def test_a_probe_is_something_an_evaluator_does(
     make_tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batching, "MOST_ROWS", 4)
     monkeypatch.setattr(batching, "WORTH", math.inf)
-    seconds = evaluator(make_tiny_model()).evaluate(BatchProbe(SAMPLE.digest))
+    seconds = evaluator(make_tiny_model()).evaluate(BatchProbe(SAMPLE.digest, 4))
     assert len(seconds) == 3
     assert min(seconds) > 0
 
@@ -208,8 +207,8 @@ class Clock:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.now += self._seconds[rows]
 
-    def measured(self) -> tuple[float, ...]:
-        return time_batches(self.run, lambda: self.now)
+    def measured(self, most: int = 64) -> tuple[float, ...]:
+        return time_batches(self.run, most, lambda: self.now)
 
 
 def test_passes_are_timed_until_more_rows_are_not_worth_it() -> None:
@@ -226,8 +225,17 @@ def test_passes_are_timed_until_memory_ends() -> None:
         Clock({}).measured()
 
 
-def test_a_device_that_is_never_full_gets_no_more_rows_than_a_round_has() -> None:
-    assert len(Clock(dict.fromkeys((1, 2, 4, 8, 16, 32, 64), 0.5)).measured()) == 6
+@pytest.mark.parametrize(("most", "times"), [(32, 6), (8, 4), (7, 3), (1, 1)])
+def test_a_device_that_is_never_full_gets_no_more_rows_than_it_is_given(most: int, times: int) -> None:
+    assert len(Clock(dict.fromkeys((1, 2, 4, 8, 16, 32, 64), 0.5)).measured(most)) == times
+
+
+@pytest.mark.parametrize(("together", "workers", "most"), [(32, 1, 32), (8, 1, 8), (8, 3, 3), (8, 8, 1), (8, 20, 1)])
+def test_every_worker_has_a_part_of_a_round(together: int, workers: int, most: int, tmp_path: Path) -> None:
+    pool = ProbedPool(FOUR)
+    pool.workers = workers
+    settled(tmp_path / "journal", pool, together=together)
+    assert pool.asked == [BatchProbe(SAMPLE.digest, most)]
 
 
 def test_what_is_faster_once_by_chance_is_not_slower_for_that() -> None:
@@ -237,7 +245,7 @@ def test_what_is_faster_once_by_chance_is_not_slower_for_that() -> None:
     def run(rows: int) -> None:
         now[0] += next(taken)
 
-    assert time_batches(run, lambda: now[0]) == pytest.approx((0.3, 0.3))
+    assert time_batches(run, 2, lambda: now[0]) == pytest.approx((0.3, 0.3))
 
 
 @pytest.mark.parametrize(
@@ -290,20 +298,25 @@ FOUR = (1.0, 0.5, 0.3, 0.29)
 
 
 def settled(
-    path: Path, pool: ProbedPool, given: int | None = None, on: Sample | None = SAMPLE, past: Sequence[Any] = ()
+    path: Path,
+    pool: ProbedPool,
+    given: int | None = None,
+    on: Sample | None = SAMPLE,
+    past: Sequence[Any] = (),
+    together: int = 32,
 ) -> tuple[int, list[Any], list[str]]:
     """The size, what the journal has then, and what was told."""
     told: list[str] = []
     with Journal.resume(path, {}) if path.exists() else Journal.create(path, {}) as journal:
         for event in past:
             journal.append(event)
-        return settle_batch(journal, pool, given, on, told.append), journal.events, told
+        return settle_batch(journal, pool, given, on, together, told.append), journal.events, told
 
 
 def test_a_size_is_measured_once_in_the_life_of_a_journal(tmp_path: Path) -> None:
     path, pool = tmp_path / "journal", ProbedPool(FOUR)
     size, events, told = settled(path, pool)
-    assert (size, pool.asked) == (4, [BatchProbe(SAMPLE.digest)])
+    assert (size, pool.asked) == (4, [BatchProbe(SAMPLE.digest, 32)])
     assert events == [{"kind": "batch", "size": 4, "seconds": list(FOUR)}]
     assert told == ["4 candidates in one forward pass, 3.3 times as fast as one by one"]
     later = ProbedPool((1.0, 0.5, 0.25, 0.1, 0.05))
@@ -354,8 +367,8 @@ def test_a_run_measures_on_a_gpu_and_scores_in_batches_of_what_it_found(
     monkeypatch.setattr("longrope.search.run.make_pool", lambda *others: pool)
     samples = SampleSet((SAMPLE, Sample("other", [1, 2, 3])))
     for folder in ("window-32", "window-64"):  # each has a journal of its own
-        arguments = (tmp_path / folder, {}, model, samples, (300,), ExecutionSettings(), True, Progress())
+        arguments = (tmp_path / folder, {}, model, samples, (300,), ExecutionSettings(), 32, True, Progress())
         with open_scorer(*arguments) as scorer:
             assert scorer.batch == batch
         assert not (tmp_path / folder / JOURNAL).exists()  # nothing was evaluated: the folder stays free
-    assert pool.asked == ([BatchProbe(SAMPLE.digest)] * 2 if batch > 1 else [])
+    assert pool.asked == ([BatchProbe(SAMPLE.digest, 32)] * 2 if batch > 1 else [])

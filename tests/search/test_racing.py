@@ -91,13 +91,13 @@ def test_the_standard_error_is_that_of_newey_and_west(differences: list[list[flo
             total += sum(max(0, 1 - abs(i - j) / reach) * (a - mean) * (b - mean) for j, b in enumerate(each))
             weights += sum(max(0, 1 - abs(i - j) / reach) for j in range(len(each)))
     expected = math.sqrt(max(total, 0) / (count * count - weights))
-    assert standard_error([np.array(each) for each in differences]) == pytest.approx(expected, rel=1e-6, abs=1e-7)
+    assert standard_error([np.array(each) for each in differences])[0] == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
 def test_with_one_block_a_sample_it_is_the_usual_one() -> None:
     values = np.random.default_rng(0).normal(size=30)
     usual = values.std(ddof=1) / math.sqrt(30)
-    assert standard_error([values[index : index + 1] for index in range(30)]) == pytest.approx(usual)
+    assert standard_error([values[index : index + 1] for index in range(30)])[0] == pytest.approx(usual)
 
 
 def series(random: np.random.Generator, correlation: float, length: int) -> np.ndarray:
@@ -117,7 +117,7 @@ def test_two_standard_errors_cover_the_truth_also_where_blocks_are_correlated(
     for _ in range(300):
         samples = [series(random, correlation, 100) for _ in range(5)]
         mean = abs(np.concatenate(samples).mean())
-        covered.append(mean < 2 * standard_error(samples))
+        covered.append(mean < 2 * standard_error(samples)[0])
         naive.append(mean < 2 * np.concatenate(samples).std() / math.sqrt(500))
     assert 0.9 < np.mean(covered) < 0.985
     assert np.mean(naive) == pytest.approx(naive_covers, abs=0.06)
@@ -126,13 +126,23 @@ def test_two_standard_errors_cover_the_truth_also_where_blocks_are_correlated(
 def test_of_few_blocks_the_error_is_right_on_the_average() -> None:
     """Its square, for blocks that are not correlated, where the mean of the same few blocks takes much of it away."""
     random = np.random.default_rng(0)
-    squares = [standard_error([random.normal(size=length) for length in (8, 4)]) ** 2 for _ in range(2000)]
+    squares = [standard_error([random.normal(size=length) for length in (8, 4)])[0] ** 2 for _ in range(2000)]
     assert np.mean(squares) == pytest.approx(1 / 12, rel=0.05)
+
+
+def test_degrees_of_freedom_are_those_of_the_scatter_of_the_error() -> None:
+    """A chi-square with so many has this variance over its squared mean: 2 / degrees; single blocks have n - 1."""
+    random = np.random.default_rng(0)
+    for lengths in ((64,), (16, 16, 16, 16), (1,) * 20):
+        found = [standard_error([random.normal(size=length) for length in lengths]) for _ in range(3000)]
+        squares = np.array([error for error, _ in found]) ** 2
+        assert found[0][1] == pytest.approx(2 * squares.mean() ** 2 / squares.var(), rel=0.2)
+    assert standard_error([random.normal(size=1) for _ in range(20)])[1] == 19
 
 
 def test_correlated_blocks_say_less() -> None:
     random = np.random.default_rng(1)
-    loose, tight = (np.mean([standard_error([series(random, c, 100)]) for _ in range(30)]) for c in (0.0, 0.6))
+    loose, tight = (np.mean([standard_error([series(random, c, 100)])[0] for _ in range(30)]) for c in (0.0, 0.6))
     assert tight > 1.6 * loose
 
 
@@ -140,7 +150,7 @@ def test_a_lead_is_the_mean_of_paired_differences() -> None:
     one, other = (BlockScore(nll, 10, 0.0) for nll in ((1.0, 2.0, 3.0), (2.0, 4.0, 3.0)))
     found = lead([one], [other])
     assert (found.mean, found.blocks) == (1.0, 3)
-    assert found.standard_error == pytest.approx(standard_error([np.array([1.0, 2.0, 0.0])]))
+    assert found.standard_error == pytest.approx(standard_error([np.array([1.0, 2.0, 0.0])])[0])
     assert lead([other, one], [one]).mean == -1.0  # on those that both were scored on
     single = lead([BlockScore((1.0,), 10, 0.0)], [BlockScore((2.0,), 10, 0.0)])
     assert (single.mean, single.standard_error) == (1.0, math.inf)
@@ -194,7 +204,8 @@ def test_a_candidate_that_is_dropped_has_an_error_above_zero(tmp_path: Path) -> 
 def test_the_line_is_drawn_where_chance_ends(errors: float, dropped: bool, tmp_path: Path) -> None:
     """On the first sample; on the others the candidate is as good as its rival."""
     noise = np.random.default_rng(5).normal(size=BLOCKS)
-    behind = noise - noise.mean() + errors * doubt(BLOCKS) * standard_error([noise])
+    error, freedom = standard_error([noise])
+    behind = noise - noise.mean() + errors * doubt(freedom) * error
 
     def blocks(candidate: Candidate, sample: str) -> list[float]:
         other = candidate != RIVAL and NUMBER[sample] == 0
@@ -226,7 +237,7 @@ def test_nobody_is_dropped_without_a_rival_and_all_is_scored_in_one_go(
 
 def test_doubt_is_the_quantile_of_student_and_of_the_normal_in_the_end() -> None:
     """Tables: 3.078 with one degree of freedom, 1.383 with nine, 1.282 with ever so many."""
-    assert [round(doubt(blocks), 3) for blocks in (2, 10)] == [3.078, 1.383]
+    assert [round(doubt(freedom), 3) for freedom in (1, 9)] == [3.078, 1.383]
     assert doubt(100_000) == pytest.approx(1.282, abs=1e-3)
 
 
