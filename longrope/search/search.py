@@ -192,7 +192,8 @@ def algorithm_settings(chosen: AlgorithmSettings, sizes: Sizes) -> dict[str, Any
 
 def plan_of(chosen: AlgorithmSettings, sizes: Sizes, model: LoadedModel, execution: ExecutionSettings) -> Plan:
     """How a search with these settings is run."""
-    return Plan(sizes.most, chosen.races, chosen.watched_every, chosen.budget(execution.gpus(model.source.on_gpu)))
+    budget = chosen.budget(execution.gpus(model.source.on_gpu))
+    return Plan(sizes.most, sizes.round_size, chosen.races, chosen.watched_every, budget)
 
 
 def space_settings(space: SearchSpace) -> dict[str, Any]:

@@ -62,12 +62,14 @@ class Plan:
 
     Attributes:
         most: candidates the algorithm will ask for at most, for the progress display.
+        round_size: candidates of a usual round; 0 where nobody says.
         racing: whether candidates may be dropped before they are scored on all samples.
         watched_every: rounds between looks at held-out documents; 0 for none.
         budget: what else ends it.
     """
 
     most: int
+    round_size: int = 0
     racing: bool = False
     watched_every: int = 0
     budget: Budget = field(default_factory=Budget)
@@ -157,6 +159,12 @@ def solve(
     candidates = algorithm.ask()
     if candidates:
         progress.note(predicted_cost(problem, scorer, candidates[:PROBES], plan.most))
+    if plan.racing and 0 < plan.round_size < scorer.workers:
+        progress.note(
+            f"{scorer.workers} evaluators race over {plan.round_size} candidates a round, one sample after the other, "
+            f"and {scorer.workers - plan.round_size} of them wait; --no-racing would have work for "
+            f"{plan.round_size * len(samples)}, a larger --population for more"
+        )
     progress.begin("search", plan.most * len(samples))
     while candidates:
         outcome = race.run(scorer, candidates, algorithm.rival if plan.racing else None)

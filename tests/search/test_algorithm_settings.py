@@ -64,7 +64,7 @@ def test_the_paper_stays_as_it_is(model_folder: Path) -> None:
     assert isinstance(algorithm, PaperSearch)
     model = open_model(str(model_folder), ExecutionSettings(device="cpu"))
     assert plan_of(chosen, chosen.sizes(256), model, ExecutionSettings(device="cpu")) == Plan(
-        64 + 40 * 32, False, 0, Budget(None, None, 0.0)
+        64 + 40 * 32, 32, False, 0, Budget(None, None, 0.0)
     )
 
 

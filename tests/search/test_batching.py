@@ -22,6 +22,7 @@ from tiny_search import coarse_to_fine, eager_races, search_in_process, settings
 from longrope.data.samples import Sample, SampleSet
 from longrope.model.architectures import ARCHITECTURES
 from longrope.model.rope_config import ModelRope
+from longrope.model.score import score_blocks
 from longrope.rope.factors import RopeFactors
 from longrope.rope.policy import FixedFactors
 from longrope.runs.journal import Journal, read_journal
@@ -58,6 +59,18 @@ def together(scoring: ModelEvaluator, *candidates: Candidate) -> tuple[BlockScor
 
 
 # --- Numbers ---
+
+
+def test_only_blocks_in_which_something_counts_have_a_score(make_tiny_model: Callable[..., Any]) -> None:
+    """Of 300 tokens the last 30 count, all in the second block; the first would be 0 under every candidate."""
+    model = make_tiny_model()
+    answer = Sample("text", SAMPLE.tokens, 270)
+    scoring = ModelEvaluator(model, RopeFactors.identity(10000.0, 16, 64), {answer.digest: answer})
+    found = scoring.evaluate(Task(MINE, answer.digest))
+    factors = MINE.to_factors(RopeFactors.identity(10000.0, 16, 64), 300)
+    expected = score_blocks(model, SAMPLE.tokens, [factors], first=270)
+    assert (len(found.nll), found.tokens) == (1, 30)
+    assert found.nll[0] == pytest.approx(expected[0].sum())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -17,6 +17,7 @@ from longrope.runs.journal import read_journal
 from longrope.runs.progress import Progress
 from longrope.search.candidate import Candidate
 from longrope.search.coarse_to_fine import CoarseToFine
+from longrope.search.scorer import Scorer
 from longrope.search.search import SearchReport
 from longrope.search.settings import ALGORITHMS, DataSettings, SearchSettings
 from longrope.workers.settings import ExecutionSettings
@@ -100,6 +101,18 @@ def test_the_card_of_an_exported_model_says_how_to_search_again(racing: bool, gi
 
 
 # --- Racing ---
+
+
+@pytest.mark.parametrize(("racing", "told"), [(True, True), (False, False)])
+def test_evaluators_that_wait_are_told_of(
+    racing: bool, told: bool, given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round has 4 candidates."""
+    notes = Notes()
+    monkeypatch.setattr(Scorer, "workers", property(lambda scorer: 6), raising=False)
+    search_in_process(given(tmp_path / "run", "genetic", {"racing": racing}), progress=notes)
+    said = [line for line in notes.lines if "2 of them wait; --no-racing would have work for 16" in line]
+    assert len(said) == told
 
 
 @pytest.fixture
