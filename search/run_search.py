@@ -19,18 +19,19 @@ from longrope.search.search import search
 from longrope.search.settings import AlgorithmSettings, DataSettings, SearchSettings
 from longrope.workers.settings import ExecutionSettings
 
-# --- Settings to edit. What is not named, or None, is the paper's value for the target length. ---
+# --- Settings to edit. What is not named, or None, is the default; comments say what that is. ---
 
 ALGORITHM = {
-    "population": None,  # 64; 32 above 512k
-    "mutations": None,  # 16 a round; 8 above 512k
-    "crossovers": None,  # 16 a round; 8 above 512k
-    "parents": None,  # 32
-    "mutation_probability": None,  # 0.3
-    "iterations": None,  # 40
-    "n_hat": (0, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256),  # (0,) for engines that cannot serve n_hat
-    "lambda_max": None,  # 1.25 times target over original length
-    "attention_factor": "su",  # su, yarn, present, none or a number
+    "algorithm": "bayesian",  # from coarse to fine, as genetic and cma are; or paper, the genetic search of LongRoPE
+    # paper has sizes of its own besides: mutations, crossovers, parents, mutation_probability and iterations. With
+    # another algorithm they are an error.
+    "population": None,  # candidates a round: 8; of paper, in the first round: 64, or 32 above 512k
+    "max_evaluations": None,  # 200; of paper as many as its rounds come to
+    "patience": None,  # rounds without a clearly better candidate after which the search ends; no such end
+    "racing": None,  # drop candidates that are clearly behind after some of the samples: True, but for paper
+    "n_hat": None,  # (0,), which every engine can serve; of paper the 14 choices from 0 to 256
+    "lambda_max": None,  # 4 times target over original length; of paper 1.25 times
+    "attention_factor": "auto",  # su, or present for a scaled model; su, yarn, present, none, a number, or search
 }
 DATA = {
     "field": "text",  # of JSONL, parquet and Hugging Face datasets
@@ -70,7 +71,7 @@ def settings_from(arguments: argparse.Namespace) -> SearchSettings:
             ray_address=arguments.ray_address,
             **EXECUTION,
         ),
-        algorithm=AlgorithmSettings(max_evaluations=arguments.max_evaluations, **ALGORITHM),
+        algorithm=AlgorithmSettings(**ALGORITHM | {"max_evaluations": arguments.max_evaluations}),
         seed=arguments.seed,
         resume=arguments.resume,
     )
@@ -85,7 +86,8 @@ def main() -> int:
     parser.add_argument("--data", required=True, metavar="PATH", help="long documents: a file, folder or dataset id")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder that receives the results")
     parser.add_argument("--seed", type=int, default=0, help="decides the samples and every random choice")
-    parser.add_argument("--max-evaluations", type=int, help="candidates to score at most")
+    most = ALGORITHM["max_evaluations"]
+    parser.add_argument("--max-evaluations", type=int, default=most, help="candidates to score at most")
     parser.add_argument("--workers", type=int, help="evaluators; one a GPU if not given")
     parser.add_argument("--gpus-per-worker", type=float, help="GPUs of each evaluator: 1, several, or a fraction")
     parser.add_argument("--executor", choices=("local", "ray"), default="local")

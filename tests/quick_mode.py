@@ -55,23 +55,19 @@ OPTIONS = {
     "--held-out": 1,
     "--held-out-samples": 1,
     "--trials": 1,
-    "--algorithm": "paper",
     "--population": 4,
-    "--parents": 2,
-    "--mutations": 4,
-    "--mutation-probability": 1.0,
-    "--crossovers": 1,
-    "--iterations": 1,
+    "--max-evaluations": 6,
+    "--n-hat": "4,8",  # above 0, which engines have not: pages say what an export does then
     "--steps": 2,
     "--warmup": 1,
     "--global-batch": 1,
     "--workers": 1,
     "--device": "cpu",
-    "--seed": 3,  # by which the first search finds an n_hat above 0, which engines have not
+    "--seed": 3,
 }
 """Added to every command that has them. Of an option that is given twice, the last counts."""
-PATHS = {("finetune", "--held-out")}
-"""Options that are no number in one of the commands."""
+OTHERS = {("finetune", "--held-out"), ("import", "--n-hat")}
+"""Options that mean another thing in one of the commands."""
 SETTINGS = (
     "data.documents.samples=1",
     "data.documents.held_out=1",
@@ -82,7 +78,7 @@ SETTINGS = (
     "launch.device=cpu",
 )
 """Changes of every recipe."""
-_ALGORITHM = "{algorithm: paper, population: 4, parents: 2, mutations: 1, crossovers: 1, iterations: 1}"
+_ALGORITHM = "{population: 4, max_evaluations: 6}"
 STAGES: dict[str, dict[str, Any]] = {
     "search": {"algorithm": _ALGORITHM},
     "readjust": {"algorithm": _ALGORITHM},
@@ -134,7 +130,7 @@ def quick(words: list[str]) -> list[str]:
     if "demo" not in words:  # whose lengths a laptop can do
         words = [_shortened(word) for word in words]
     known = {name for option in _command(words).params for name in option.opts}
-    known -= {option for command, option in PATHS if command == words[0]}
+    known -= {option for command, option in OTHERS if command == words[0]}
     return [*words, *(f"{name}={value}" for name, value in OPTIONS.items() if name in known)]
 
 

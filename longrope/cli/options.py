@@ -61,20 +61,29 @@ Algorithm = Annotated[
 Population = Annotated[
     int | None,
     typer.Option(
-        help="Candidates of the first round [64; 32 above 512k]; of every round, from coarse to fine [8].",
+        help="Candidates of a round [8]; with paper, of the first one [64; 32 above 512k].",
         rich_help_panel=_SEARCH,
     ),
 ]
-Mutations = Annotated[int | None, typer.Option(help="Mutations a round [16; 8 above 512k].", rich_help_panel=_SEARCH)]
-Crossovers = Annotated[int | None, typer.Option(help="Crossovers a round [16; 8 above 512k].", rich_help_panel=_SEARCH)]
-Parents = Annotated[int | None, typer.Option(help="Best candidates that have children [32].", rich_help_panel=_SEARCH)]
-MutationProbability = Annotated[
-    float | None, typer.Option(help="Probability of each gene to mutate [0.3].", rich_help_panel=_SEARCH)
+Mutations = Annotated[
+    int | None, typer.Option(help="Only of paper: mutations a round [16; 8 above 512k].", rich_help_panel=_SEARCH)
 ]
-Iterations = Annotated[int | None, typer.Option(help="Rounds after the first [40].", rich_help_panel=_SEARCH)]
+Crossovers = Annotated[
+    int | None, typer.Option(help="Only of paper: crossovers a round [16; 8 above 512k].", rich_help_panel=_SEARCH)
+]
+Parents = Annotated[
+    int | None, typer.Option(help="Only of paper: best candidates that have children [32].", rich_help_panel=_SEARCH)
+]
+MutationProbability = Annotated[
+    float | None,
+    typer.Option(help="Only of paper: probability of each gene to mutate [0.3].", rich_help_panel=_SEARCH),
+]
+Iterations = Annotated[
+    int | None, typer.Option(help="Only of paper: rounds after the first [40].", rich_help_panel=_SEARCH)
+]
 MaxEvaluations = Annotated[
     int | None,
-    typer.Option(help="Candidates to score at most (all rounds of paper; 200).", rich_help_panel=_SEARCH),
+    typer.Option(help="Candidates to score at most [200; all rounds for paper].", rich_help_panel=_SEARCH),
 ]
 MaxGpuHours = Annotated[
     float | None,
@@ -103,11 +112,16 @@ NHat = Annotated[
     str | None,
     typer.Option(
         "--n-hat",
-        help="Choices of n_hat, comma-separated [0,2,4,...,256; 0 from coarse to fine].",
+        help="Choices of n_hat, comma-separated [0; 0,2,4,...,256 for paper].",
         rich_help_panel=_SEARCH,
     ),
 ]
-LambdaMax = Annotated[float | None, typer.Option(help="Largest lambda.", show_default=False, rich_help_panel=_SEARCH)]
+LambdaMax = Annotated[
+    float | None,
+    typer.Option(
+        help="Largest lambda [4 times target over original length; 1.25 times for paper].", rich_help_panel=_SEARCH
+    ),
+]
 Workers = Annotated[
     int | None, typer.Option(help="Evaluators (as many as the machine has room for).", rich_help_panel=_RUN)
 ]

@@ -43,9 +43,16 @@ def readjust(
     racing: o.Racing = None,
     watch: o.Watch = None,
     n_hat: o.NHat = None,
-    lambda_max: o.LambdaMax = None,
+    lambda_max: Annotated[
+        float | None,
+        typer.Option(help="Largest lambda [0.5 times that of the long factors].", rich_help_panel="Search"),
+    ] = None,
     attention_factor: Annotated[
-        str, typer.Option(help="present (that of the long factors), su, yarn, none or a number.")
+        str,
+        typer.Option(
+            help="present (that of the long factors), su, yarn, none, a number, or search (not with paper).",
+            rich_help_panel="Search",
+        ),
     ] = "present",
     **options: Any,
 ) -> None:

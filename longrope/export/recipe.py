@@ -29,7 +29,15 @@ _SIZES = (
     "patience",
     "lambda_max",
 )
-_DATA = {"field": "text", "split": "train", "revision": None, "config": None, "samples": None, "max_documents": None}
+_DATA = {
+    "field": "text",
+    "split": "train",
+    "revision": None,
+    "config": None,
+    "samples": None,
+    "max_documents": None,
+    "objective": "perplexity",
+}
 """Settings of the documents, with what the command takes when they are not given."""
 
 
@@ -159,7 +167,9 @@ def _command(made: Mapping[str, Any]) -> str | None:
     choices = settings.get("n_hat_choices")
     if isinstance(choices, list) and choices:
         words += ["--n-hat", ",".join(map(str, choices))]
-    factor = settings.get("attention_factor_rule", settings.get("attention_factor"))
+    # What a readjustment was told is not recorded, but what came of it is: a factor, or a search for one.
+    told = "search" if "attention_span" in settings else settings.get("attention_factor")
+    factor = settings.get("attention_factor_rule", told)
     words += ["--attention-factor", str(factor)] if factor is not None else []
     words += ["--dtype", str(settings["dtype"])] if settings.get("dtype") else []
     return shlex.join([*words, "--output", "RUN"])

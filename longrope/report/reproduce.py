@@ -48,7 +48,8 @@ def _algorithm(settings: Mapping[str, Any], target: int) -> dict[str, Any]:
     """What was chosen of the algorithm and its sizes, by the names of options."""
     algorithm = settings["algorithm"]
     usual = AlgorithmSettings(algorithm=algorithm)
-    sizes = asdict(usual.sizes(target))
+    # The sizes of the levels are recorded, too, but cannot be chosen.
+    sizes = {name: value for name, value in asdict(usual.sizes(target)).items() if hasattr(usual, name)}
     given = {"algorithm": algorithm}  # named even where it is the default, which may be another one some day
     given |= {name: settings[name] for name in sizes if settings.get(name) != sizes[name]}
     if bool(settings.get("racing")) != usual.races:

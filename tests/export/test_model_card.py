@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,51 @@ def test_search_is_told_in_full(searched, model_folder, tmp_path):
         assert f"| {cells} |" in made
     assert "Made by: plain RoPE." in section(text, "Window 64")
     assert str(model_folder) not in text
+
+
+def made_by(kind, **changes):
+    """What factors record of a run from coarse to fine; ``changes`` are of its settings."""
+    length = {"search": "target_length", "readjust": "window"}[kind]
+    return {
+        "method": f"longrope {kind}, algorithm bayesian",
+        "model": {"name": "some-org/model"},
+        "data": {"source": "books", "objective": "perplexity"},
+        "seed": 3,
+        "settings": {length: 256, "algorithm": "bayesian", "attention_factor": 1.15, "racing": True, **changes},
+    }
+
+
+def command_of(source, folder, provenance):
+    """What the card gives to search again, in words."""
+    schedule = FactorSchedule((Window(256, factors(attention_factor=1.15, provenance=provenance)),))
+    text = card_of(export_folder(source, schedule, folder).folder).text
+    return shlex.split(text.partition("To search again:")[2].strip().partition("\n")[0])
+
+
+def value_of(words, option):
+    return words[words.index(option) + 1] if option in words else None
+
+
+@pytest.mark.parametrize(("objective", "told"), [("needle", "needle"), ("perplexity", None)])
+def test_the_objective_is_told_where_it_is_not_the_usual_one(source, tmp_path, objective, told):
+    provenance = made_by("search")
+    provenance["data"]["objective"] = objective
+    assert value_of(command_of(source, tmp_path / "out", provenance), "--objective") == told
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "told"),
+    [
+        ("readjust", {}, "1.15"),
+        ("readjust", {"attention_span": 1.2}, "search"),
+        ("search", {"attention_span": 1.2, "attention_factor_rule": "search"}, "search"),
+        ("search", {"attention_factor_rule": "auto"}, "auto"),
+    ],
+)
+def test_a_searched_attention_factor_is_searched_again(source, tmp_path, kind, changes, told):
+    words = command_of(source, tmp_path / "out", made_by(kind, **changes))
+    assert words[:3] == ["longrope", kind, "some-org/model"]
+    assert value_of(words, "--attention-factor") == told
 
 
 def test_windows_and_losses(source, tmp_path):

@@ -141,6 +141,17 @@ def test_a_search_has_the_algorithm_that_it_had(
     assert parsed.algorithm.sizes(512) == algorithm.sizes(512)
 
 
+def test_sizes_that_are_no_options_are_left_out(understood: Understood, search_run: Path) -> None:
+    """Of a run from when the levels were of other sizes."""
+    algorithm = AlgorithmSettings(algorithm="cma", population=5)
+    provenance = dict(load_factors(search_run / "factors.json").provenance)
+    recorded = algorithm_settings(algorithm, algorithm.sizes(512)) | {"coarse": 64, "knots": 300}
+    kept = {name: value for name, value in provenance["settings"].items() if name not in asdict(PaperSettings())}
+    provenance["settings"] = {**kept, **recorded}
+    parsed, *_ = understood(search_command(provenance), "longrope.search.search.search")
+    assert parsed.algorithm.sizes(512) == algorithm.sizes(512)
+
+
 def test_the_paper_with_racing_is_repeated_with_racing(understood: Understood, search_run: Path) -> None:
     provenance = dict(load_factors(search_run / "factors.json").provenance)
     assert "racing" not in search_command(provenance)

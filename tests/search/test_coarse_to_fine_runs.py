@@ -147,9 +147,9 @@ def test_the_algorithm_is_told_who_was_dropped(given: Given, tmp_path: Path, mon
     dropped: set[Candidate] = set()
     tell = CoarseToFine.tell
 
-    def noted(self: CoarseToFine, scores: dict[Candidate, float], told: frozenset[Candidate] = frozenset()) -> None:
-        dropped.update(told)
-        tell(self, scores, told)
+    def noted(self: CoarseToFine, scores: dict[Candidate, float], errors: dict[Candidate, float] | None = None) -> None:
+        dropped.update(errors or {})
+        tell(self, scores, errors)
 
     monkeypatch.setattr(CoarseToFine, "tell", noted)
     eager_races(monkeypatch)
