@@ -1,7 +1,8 @@
 """Bayesian optimisation over the genes of a level: a Gaussian process says where improvement is expected.
 
 Expected improvement and its use of a believer for rounds of several candidates: Jones et al. 1998, and Ginsbourger et
-al. 2010. An evaluation of a long sample takes seconds to hours, the process a fraction of a second.
+al. 2010. An evaluation of a long sample takes seconds to hours; the process takes a fraction of a second for 200
+candidates at ten knots, and seconds for each new fit in the last level, where every pair is a gene.
 """
 
 from __future__ import annotations
