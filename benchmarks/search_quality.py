@@ -84,7 +84,7 @@ def search_once(model: LoadedModel, texts: Texts, args: argparse.Namespace, rati
         **space_settings(problem.space),
     }
     with open_scorer(
-        Path(settings.output), decisive, model, samples, (target,), execution, 8, True, Progress()
+        Path(settings.output), decisive, model, samples, (target,), execution, sizes.round_size, True, Progress()
     ) as scorer:
         chosen = settings.algorithm
         algorithm = make_algorithm(chosen.algorithm, problem.space, problem.seeds, problem.ramp, sizes, seed)

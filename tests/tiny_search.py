@@ -91,6 +91,10 @@ def write_model(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+SIZES = {"algorithm": "paper", "population": 8, "mutations": 3, "crossovers": 2, "iterations": 2, "parents": 4}
+"""Of a search or a readjustment of 18 candidates."""
+
+
 def settings(
     model: Path,
     documents: Path,
@@ -100,15 +104,7 @@ def settings(
     **more: Any,
 ) -> SearchSettings:
     """A search of 18 candidates on two samples; ``algorithm`` and ``more`` change it."""
-    sizes = {
-        "algorithm": "paper",
-        "population": 8,
-        "mutations": 3,
-        "crossovers": 2,
-        "iterations": 2,
-        "parents": 4,
-        "n_hat": (0, 4, 16),
-    }
+    sizes = {**SIZES, "n_hat": (0, 4, 16)}
     return SearchSettings(
         **{
             "model": str(model),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from tiny_search import Fails, InProcessPool, coarse_to_fine, in_process
+from tiny_search import SIZES, Fails, InProcessPool, coarse_to_fine, in_process
 from transformers import AutoModelForCausalLM
 
 from longrope.exceptions import FactorsError, RunExistsError, SettingsError
@@ -50,15 +50,7 @@ def extended(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def given(extended: Path, documents_file: Path) -> Callable[..., ReadjustSettings]:
     def make(output: Path, algorithm: dict[str, Any] | None = None, **more: Any) -> ReadjustSettings:
-        sizes = {
-            "algorithm": "paper",
-            "population": 8,
-            "mutations": 3,
-            "crossovers": 2,
-            "iterations": 2,
-            "parents": 4,
-            "n_hat": (0, 4),
-        }
+        sizes = {**SIZES, "n_hat": (0, 4)}
         return ReadjustSettings(
             **{
                 "model": str(extended),

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from tiny_search import WINDOW, Formula, InProcessPool, search_in_process, settings
+from tiny_search import SIZES, WINDOW, Formula, InProcessPool, search_in_process, settings
 from transformers import AutoModelForCausalLM
 
 from longrope.data.samples import Sample, SampleSet
@@ -156,15 +156,7 @@ def test_the_file_says_all_that_is_needed_to_repeat_the_search(
     assert all(
         re.fullmatch("[0-9a-f]{16}", each["digest"]) for each in [*data["drawn"]["search"], *data["drawn"]["held_out"]]
     )
-    sizes = {
-        "algorithm": "paper",
-        "population": 8,
-        "mutations": 3,
-        "crossovers": 2,
-        "iterations": 2,
-        "parents": 4,
-        "lambda_max": 2.5,
-    }
+    sizes = {**SIZES, "lambda_max": 2.5}
     chosen = provenance["settings"]
     assert {name: chosen[name] for name in sizes} == sizes
     assert chosen["n_hat_choices"] == [0, 4, 16]
