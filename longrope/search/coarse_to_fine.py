@@ -10,7 +10,7 @@ import numpy as np
 from longrope.exceptions import SettingsError
 from longrope.search.algorithm import Scored, SearchAlgorithm, cut, quantised_seeds
 from longrope.search.candidate import Candidate
-from longrope.search.levels import Genes, KnotLevel, Level, Ramp, RampLevel, knots_of
+from longrope.search.levels import Genes, KnotLevel, Level, Ramp, RampLevel, knot_shapes
 from longrope.search.optimiser import Optimiser
 from longrope.search.space import ATTENTION_STEP, SearchSpace
 
@@ -151,6 +151,6 @@ class CoarseToFine(SearchAlgorithm):
             return RampLevel(self.space, self._ramp)
         assert self.best is not None
         pairs = self.space.pairs
-        knots = knots_of(pairs, KNOTS if stage == 1 else pairs, self._ramp)
+        shapes = knot_shapes(pairs, KNOTS if stage == 1 else pairs, self._ramp)
         chooses = len(self.space.n_hat_choices) > 1
-        return KnotLevel(self.space, self.best[0], knots, chooses)
+        return KnotLevel(self.space, self.best[0], shapes, chooses)

@@ -21,6 +21,8 @@ Genes = npt.NDArray[np.float64]
 
 ATTENTION_UNIT = 0.06
 """Of the attention factor's gene: relative change."""
+MANY_TURNS = 16
+"""Of a pair within the present window; those that turn as often have seen all of their angles many times."""
 LEAST_TURN = 0.2
 """Of a pair within the present window; of those that turn less, no angle but a small one was seen in training."""
 FARTHEST = 1000.0
@@ -95,60 +97,64 @@ class RampLevel(Level):
 
 
 class KnotLevel(Level):
-    """Changes of log lambda at some pairs, straight lines between them, around a known candidate.
+    """Changes of log lambda of some pairs together, around a known candidate.
 
-    A gene moves the pairs up to the knots beside its own and leaves the others as they are. Where lambdas would then
-    fall from a pair to the next the space keeps them level, so that every vector is a candidate. With as many knots as
-    pairs each gene is a pair's.
+    Where lambdas would then fall from a pair to the next the space keeps them level, so that every vector is a
+    candidate.
 
     Args:
         centre: what the genes at ``start`` stand for, once it is projected into the space.
-        knots: places among the pairs, rising, from 0 to the last pair; for one pair just 0.
+        shapes: how much each gene moves each pair, (pairs, genes); see :func:`knot_shapes`.
         chooses_n_hat: whether the last gene is the place of n_hat among the choices, which are ordered.
     """
 
     UNIT = 0.05
     """Of log lambda."""
 
-    def __init__(self, space: SearchSpace, centre: Candidate, knots: Genes, chooses_n_hat: bool) -> None:
-        assert knots[0] == 0
-        assert knots[-1] == space.pairs - 1
+    def __init__(self, space: SearchSpace, centre: Candidate, shapes: Genes, chooses_n_hat: bool) -> None:
+        assert len(shapes) == space.pairs, shapes.shape
         self.space = space
         centre = space.project(centre)
         self._n_hat = space.n_hat_choices.index(centre.n_hat)
         self._choices = len(space.n_hat_choices) if chooses_n_hat else 0
         self._centre = np.log(centre.lambdas)
-        # (pairs, knots): triangles about the knots.
-        self._hats = np.stack([np.interp(np.arange(space.pairs), knots, row) for row in np.eye(len(knots))], axis=1)
+        self._shapes = shapes
         attention = math.log(centre.attention_factor / space.attention_factor) / ATTENTION_UNIT
+        self._knots = shapes.shape[1]
         self.start = np.array(
-            [0.0] * len(knots) + [attention] * space.searches_attention + [float(self._n_hat)] * chooses_n_hat
+            [0.0] * self._knots + [attention] * space.searches_attention + [float(self._n_hat)] * chooses_n_hat
         )
-        self._knots = len(knots)
 
     @property
     def choices(self) -> int:
         return self._choices
 
     def decode(self, genes: Genes) -> Candidate:
-        moved = self.UNIT * self._hats @ np.clip(genes[: self._knots], -FARTHEST, FARTHEST)
+        moved = self.UNIT * self._shapes @ np.clip(genes[: self._knots], -FARTHEST, FARTHEST)
         n_hat = round(float(np.clip(genes[-1], 0, self._choices - 1))) if self._choices else self._n_hat
         attention = genes[self._knots : self._knots + self.space.searches_attention]
         return _candidate(self.space, self._centre + moved, n_hat, attention)
 
 
-def knots_of(pairs: int, count: int, ramp: Ramp | None) -> Genes:
-    """Places of ``count`` knots, or as many as there are pairs: evenly spaced over the pairs whose lambdas matter.
+def knot_shapes(pairs: int, count: int, ramp: Ramp | None) -> Genes:
+    """How much each gene moves log lambda of each pair, (pairs, genes): 1 at a knot, 0 at those beside it.
 
-    Those that make less than some share of a turn within the present window share the last interval.
+    There are ``count`` knots, or fewer where they would fall on the same pairs, evenly spaced over those pairs whose
+    lambdas matter. Pairs of many turns within the present window are left as they are, up to the first knot, which has
+    no gene: what is gained there on some texts is lost on others. Pairs of hardly a turn share the last interval. With
+    as many knots as pairs, each has a gene of its own.
     """
     if count >= pairs:
-        return np.arange(float(pairs))
-    if ramp is None:
-        return np.linspace(0, pairs - 1, count)
-    turns = ramp.present.inv_freq() * ramp.window / (2 * math.pi)
-    slow = int((turns >= LEAST_TURN).sum())
-    return np.append(np.linspace(0, min(max(slow, count - 2), pairs - 2), count - 1), pairs - 1.0)
+        return np.eye(pairs)
+    first, last = -1, pairs - 1
+    if ramp is not None:
+        turns = ramp.present.inv_freq() * ramp.window / (2 * math.pi)
+        first = min(int((turns >= MANY_TURNS).sum()), last) - 1
+        last = int((turns >= LEAST_TURN).sum())
+    places = np.linspace(max(first, 0), np.clip(last, max(first, 0) + 1, pairs - 1), count - (last < pairs - 1))
+    knots = np.unique(np.append(np.round(places), pairs - 1))
+    shapes = np.stack([np.interp(np.arange(pairs), knots, row) for row in np.eye(len(knots))], axis=1)
+    return shapes[:, 1:] if first >= 0 else shapes
 
 
 def _candidate(space: SearchSpace, log_lambdas: Genes, n_hat: int, attention: Genes) -> Candidate:

@@ -22,7 +22,7 @@ from longrope.search.candidate import Candidate
 from longrope.search.coarse_to_fine import KNOTS, CoarseToFine, CoarseToFineSettings
 from longrope.search.evolution import GeneticOptimiser
 from longrope.search.gaussian_process import BayesianOptimiser
-from longrope.search.levels import Genes, KnotLevel, Level, Ramp, RampLevel
+from longrope.search.levels import Genes, KnotLevel, Level, Ramp, RampLevel, knot_shapes
 from longrope.search.optimiser import Optimiser
 from longrope.search.paper import PaperSearch, PaperSettings
 from longrope.search.space import SearchSpace
@@ -177,7 +177,9 @@ def test_each_level_begins_when_the_share_of_the_one_before_is_spent(
         assert share <= count < share + SMALL.population
     attention = algorithm.space.searches_attention
     assert [type(level) for _, level in begun] == [RampLevel, KnotLevel, KnotLevel]
-    assert [level.size for _, level in begun] == [4 + attention, KNOTS + attention + 1, PAIRS + attention + 1]
+    knots = knot_shapes(PAIRS, KNOTS, algorithm._ramp).shape[1]
+    assert knots < PAIRS
+    assert [level.size for _, level in begun] == [4 + attention, knots + attention + 1, PAIRS + attention + 1]
     assert [level.choices for _, level in begun] == [0, 4, 4]
 
 
@@ -285,7 +287,7 @@ def test_a_level_that_has_nothing_new_gives_way_to_the_next(name: str) -> None:
 def test_a_gaussian_process_asks_for_candidates_that_it_does_not_know() -> None:
     """All but the last of 16 lambdas are told, and the worst of all is beside it."""
     space = SearchSpace(1, 1.0, 1.15, n_hat_choices=(0,))
-    level = KnotLevel(space, Candidate((1.08,), 0, 1.0), np.zeros(1), False)
+    level = KnotLevel(space, Candidate((1.08,), 0, 1.0), np.eye(1), False)
     places = {level.decode(genes): genes for genes in np.linspace(-2, 2, 400)[:, None]}
     assert len(places) == 16
     told = sorted(places, key=lambda candidate: candidate.lambdas)[:-1]
@@ -297,7 +299,7 @@ def test_a_gaussian_process_asks_for_candidates_that_it_does_not_know() -> None:
 def test_a_gaussian_process_doubts_estimates_as_much_as_their_errors_say() -> None:
     """A bowl about 2, and at 2 itself a candidate that was dropped at a score above the bowl."""
     space = SearchSpace(1, 1.0, 3.0, n_hat_choices=(0,))
-    level = KnotLevel(space, Candidate((2.0,), 0, 1.0), np.zeros(1), False)
+    level = KnotLevel(space, Candidate((2.0,), 0, 1.0), np.eye(1), False)
     genes = [np.array([gene]) for gene in (-3.0, -2.2, -1.4, 0.0, 1.4, 2.2, 3.0)]
     scores = [math.exp(2 + 0.01 * float(gene[0]) ** 2) for gene in genes]
     scores[3] *= 1.03

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import yarn
 from longrope.search.candidate import Candidate
-from longrope.search.levels import KnotLevel, Level, Ramp, RampLevel, knots_of
+from longrope.search.levels import KnotLevel, Level, Ramp, RampLevel, knot_shapes
 from longrope.search.space import SearchSpace
 
 WINDOW, RATIO = 64, 8.0
@@ -26,7 +26,7 @@ def plain(pairs: int) -> RopeFactors:
 
 
 def even(pairs: int, knots: int) -> np.ndarray:
-    return knots_of(pairs, knots, None)
+    return knot_shapes(pairs, knots, None)
 
 
 def ramp_of(pairs: int, scaled: bool = False) -> Ramp:
@@ -184,44 +184,57 @@ def test_the_attention_gene_is_a_relative_change_within_the_span(kind: str) -> N
 
 # --- Knots ---
 
-ALL = np.arange(float(PAIRS))
+ALL = np.eye(PAIRS)
 
 
 @given(st.integers(1, 80), st.integers(2, 80), st.sampled_from([None, False, True]), st.integers(16, 10**6))
-def test_knots_rise_from_the_first_pair_to_the_last(pairs: int, count: int, scaled: bool | None, window: int) -> None:
+def test_a_gene_moves_its_knot_in_full_and_those_beside_it_not_at_all(
+    pairs: int, count: int, scaled: bool | None, window: int
+) -> None:
     ramp = None if scaled is None else replace(ramp_of(pairs, scaled), window=window)
-    knots = knots_of(pairs, count, ramp)
-    assert len(knots) == min(count, pairs)
-    assert (knots[0], knots[-1]) == (0, pairs - 1)
+    shapes = knot_shapes(pairs, count, ramp)
+    assert shapes.shape[0] == pairs
+    assert 1 <= shapes.shape[1] <= min(count, pairs)
+    knots = shapes.argmax(axis=0)
     assert (np.diff(knots) > 0).all()
+    assert knots[-1] == pairs - 1
+    assert np.array_equal(shapes[knots], np.eye(len(knots)))
+    # Between two knots one takes over from the other.
+    assert shapes[knots[0] :].sum(axis=1) == pytest.approx(1)
 
 
-def test_pairs_that_hardly_turn_share_the_last_interval() -> None:
-    """Of 32 pairs those from number 15 on make less than 0.2 turns within 64 tokens."""
-    turns = plain(PAIRS).inv_freq() * WINDOW / (2 * math.pi)
-    assert turns[13] > 0.2 > turns[14]
-    assert knots_of(PAIRS, 8, ramp_of(PAIRS)).tolist() == pytest.approx([*np.linspace(0, 14, 7), 31])
-    assert np.diff(knots_of(PAIRS, 8, None)) == pytest.approx(31 / 7)
+def test_knots_are_where_lambdas_matter() -> None:
+    """Of 32 pairs, 0 to 3 make at least 16 turns within 256 tokens, and those from 19 on less than 0.2."""
+    ramp = replace(ramp_of(PAIRS), window=256)
+    turns = plain(PAIRS).inv_freq() * 256 / (2 * math.pi)
+    assert (turns[3] > 16 > turns[4], turns[18] > 0.2 > turns[19]) == (True, True)
+    shapes = knot_shapes(PAIRS, 10, ramp)
+    assert shapes.argmax(axis=0).tolist() == [5, 7, 9, 11, 13, 15, 17, 19, 31]
+    assert not shapes[:4].any()
+    assert shapes[4].tolist() == [0.5] + [0] * 8
 
 
-@pytest.mark.parametrize(
-    "at", [even(PAIRS, 2), even(PAIRS, 7), even(PAIRS, PAIRS), knots_of(PAIRS, 10, ramp_of(PAIRS))], ids=len
-)
-def test_a_gene_moves_log_lambda_about_its_knot(at: np.ndarray) -> None:
-    """By 0.05 at the knot, by less the farther from it, and not at all from the next knot on."""
+def test_without_a_ramp_knots_are_even() -> None:
+    assert knot_shapes(PAIRS, 8, None).argmax(axis=0).tolist() == [0, 4, 9, 13, 18, 22, 27, 31]
+
+
+def test_some_pair_can_always_be_moved() -> None:
+    """Within a million tokens all 32 pairs make 16 turns and more."""
+    shapes = knot_shapes(PAIRS, 10, replace(ramp_of(PAIRS), window=10**6))
+    assert shapes.argmax(axis=0).tolist() == [PAIRS - 1]
+
+
+def test_a_gene_moves_log_lambda_by_its_shape() -> None:
+    """By 0.05 where the shape is 1."""
     centre = Candidate(tuple(np.round(1.3 ** np.arange(1, PAIRS + 1), 2)), 0, 1.1)
     space = SearchSpace(PAIRS, 1.0, 1e6, lambda_step=1e-5)  # so fine that no step of the grid shows
-    level = KnotLevel(space, centre, at, False)
-    pairs = np.arange(PAIRS)
-    for knot, place in enumerate(at):
-        before = at[knot - 1] if knot else -1.0  # beyond the ends there are no pairs
-        after = at[knot + 1] if knot + 1 < len(at) else PAIRS
-        share = np.where(pairs < place, (pairs - before) / (place - before), (after - pairs) / (after - place))
-        for sign in (1.0, -1.0):
-            genes = np.zeros(len(at))
-            genes[knot] = sign
-            moved = np.log(level.decode(genes).lambdas) - np.log(centre.lambdas)
-            assert moved == pytest.approx(sign * 0.05 * np.maximum(share, 0), abs=1e-5)
+    shapes = np.random.default_rng(0).uniform(0, 1, (PAIRS, 3))
+    level = KnotLevel(space, centre, shapes, False)
+    for gene, sign in product(range(3), (1.0, -1.0)):
+        genes = np.zeros(3)
+        genes[gene] = sign
+        moved = np.log(level.decode(genes).lambdas) - np.log(centre.lambdas)
+        assert moved == pytest.approx(sign * 0.05 * shapes[:, gene], abs=1e-5)
 
 
 def test_lambdas_never_fall_from_a_pair_to_the_next() -> None:
