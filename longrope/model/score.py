@@ -18,6 +18,8 @@ from torch.nn import functional
 
 from longrope.model.architectures import architecture_for
 from longrope.model.attach import Attachment, attached
+from longrope.model.layer_by_layer import LayerByLayer
+from longrope.model.scoring_plan import plan_scoring
 from longrope.rope.factors import RopeFactors
 from longrope.rope.rotary import Mode
 
@@ -153,15 +155,24 @@ def _score_slices(
     attaching = attached(model, factors[0], mode=mode) if attachment is None else _unpinned_after(attachment)
     with torch.inference_mode(), attaching as attachment:
         attachment.pin_rows(factors, length)
-        hidden = decoder(input_ids=batch, use_cache=False).last_hidden_state  # (C, T, D)
         step = slice_length(count, model.config.vocab_size)
-        for start in range(first - 1, length - 1, step):
-            stop = min(start + step, length - 1)
-            logits = architecture.logits(model, hidden[:, start:stop]).float()  # (C, n, V)
-            targets = batch[:, start + 1 : stop + 1].to(logits.device)  # (C, n)
-            nll = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-            del logits
-            take(start + 1, nll.view(count, -1).cpu().double())
+        for begin, hidden in _final_hidden(decoder, batch, first - 1):
+            for start in range(max(begin, first - 1), min(begin + hidden.shape[1], length - 1), step):
+                stop = min(start + step, begin + hidden.shape[1], length - 1)
+                logits = architecture.logits(model, hidden[:, start - begin : stop - begin]).float()  # (C, n, V)
+                targets = batch[:, start + 1 : stop + 1].to(logits.device)  # (C, n)
+                nll = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+                del logits
+                take(start + 1, nll.view(count, -1).cpu().double())
+
+
+def _final_hidden(decoder: Any, batch: torch.Tensor, first: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Hidden states from the position ``first`` on, or from one before it: where they start, and (C, n, D)."""
+    plan = plan_scoring(decoder, *batch.shape)
+    if batch.shape[1] <= plan.chunk:
+        yield 0, decoder(input_ids=batch, use_cache=False).last_hidden_state
+    else:
+        yield from LayerByLayer(decoder, batch, plan.chunk, plan.on_host).run(first)
 
 
 def perplexity(nll: float, tokens: int) -> float:

@@ -9,7 +9,7 @@ import torch
 from model_cases import EXTENDED, ORIGINAL, logits_of, longrope_model, random_ids, scaled_model
 from torch.nn import functional
 
-from longrope.model import score
+from longrope.model import score, scoring_plan
 from longrope.model.load import ModelSource
 from longrope.model.rope_config import read_rope
 from longrope.model.score import BLOCK, perplexity, score_blocks
@@ -108,7 +108,7 @@ def test_tokens_of_any_kind(make_tiny_model, as_type):
 
 
 def head_calls(model, length, factors):
-    """First and last position of each slice the head was given, and the most logits of one call."""
+    """First and last position of each slice the head was given, after a plain pass, and the most logits of one call."""
     calls, most = [], 0
 
     def watch(head, args, logits):
@@ -120,7 +120,9 @@ def head_calls(model, length, factors):
 
     handle = model.lm_head.register_forward_hook(watch)
     try:
-        score_blocks(model, random_ids(length)[0], factors)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(scoring_plan, "CPU_CHUNK", length)
+            score_blocks(model, random_ids(length)[0], factors)
     finally:
         handle.remove()
     return calls, most

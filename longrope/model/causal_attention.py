@@ -1,0 +1,166 @@
+"""Causal attention of the last queries of a long sequence to all keys up to each, without a mask of their product.
+
+transformers masks, or takes the kernel's own causal mask, only where queries and keys are equally many. A chunk of
+queries against the keys of the whole past needs the mask aligned at the bottom right: query i of Q may see the keys up
+to K - Q + i of K.
+
+Shapes: B rows, H heads, G heads of keys and values (H a multiple of G), Q queries, K keys, d and e elements a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
+from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
+
+INDEXED = 2**31 - 1
+"""Elements of a tensor that kernels with offsets of 32 bits can reach."""
+_TILE = 1 << 24  # attention scores of a tile, in elements of float32: 64 MiB
+_WINDOW_BLOCK = 1024  # queries at a time of a sliding window
+
+
+def causal_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Attention of the last Q of K positions.
+
+    Args:
+        query: (B, H, Q, d).
+        key: (B, G, K, d), K >= Q.
+        value: (B, G, K, e).
+        scale: of the scores.
+        window: keys that a query sees at most, itself included; None for all.
+        softcap: scores s become ``softcap * tanh(s / softcap)``; None for no cap.
+
+    Returns:
+        (B, Q, H, e), as transformers' attention functions do.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    assert queries <= keys, (queries, keys)
+    if window is not None and window >= keys:
+        window = None
+    if softcap is not None or query.shape[-1] != value.shape[-1]:
+        return _by_heads(lambda q, k, v: _tiled(q, k, v, scale, window, softcap), query, key, value)
+    if window is not None:
+        return _by_heads(lambda q, k, v: _windowed(q, k, v, scale, window), query, key, value)
+    if query.device.type == "cpu":
+        return _by_heads(lambda q, k, v: _past_and_diagonal(q, k, v, scale), query, key, value)
+    return _by_heads(lambda q, k, v: _lower_right(q, k, v, scale), query, key, value)
+
+
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def _by_heads(kernel: Kernel, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A kernel for equally many heads of queries and keys, on as many of them as its offsets reach."""
+    rows, heads, queries, _ = query.shape
+    groups = key.shape[1]
+    step = max(1, INDEXED // (rows * key.shape[2] * max(key.shape[3], value.shape[3])))
+    if heads == groups <= step:
+        return kernel(query, key, value).transpose(1, 2)
+    grouped = query.unflatten(1, (groups, heads // groups))  # (B, G, H / G, Q, d)
+    out = query.new_empty(rows, queries, groups, heads // groups, value.shape[3])
+    for start in range(0, groups, step):
+        part = slice(start, start + step)
+        for member in range(heads // groups):
+            attended = kernel(grouped[:, part, member], key[:, part], value[:, part])
+            out[:, :, part, member] = attended.transpose(1, 2)
+    return out.flatten(2, 3)
+
+
+def _past_and_diagonal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """On CPU, whose kernel aligns its causal mask at the top left: all of the past, and the square at the end.
+
+    Both parts come with the logarithm of the sum of the exponentials of their scores, and so with their weights.
+    """
+    flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    square: torch.Tensor
+    before: torch.Tensor
+    past = key.shape[2] - query.shape[2]
+    square, square_sum = flash(query, key[:, :, past:], value[:, :, past:], is_causal=True, scale=scale)
+    if past == 0:
+        return square
+    before, before_sum = flash(query, key[:, :, :past], value[:, :, :past], scale=scale)
+    weight = torch.sigmoid(square_sum - before_sum)[..., None]  # (B, H, Q, 1)
+    return before.float().lerp_(square.float(), weight).to(query.dtype)
+
+
+def _lower_right(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """On GPUs: the kernels that know a mask aligned at the bottom right; tiles for what they do not take."""
+    parameters = SDPAParams(query, key, value, None, 0.0, False, False)
+    if query.device.type != "cuda" or not (
+        can_use_flash_attention(parameters) or can_use_efficient_attention(parameters)
+    ):
+        return _tiled(query, key, value, scale, None, None)
+    mask: Any = causal_lower_right(query.shape[2], key.shape[2])
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+
+def _windowed(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int) -> torch.Tensor:
+    """Some queries at a time against the keys that any of them sees, with a mask of no more than these."""
+    parts = []
+    for queries, keys, mask in _window_masks(query, key, window):
+        parts.append(
+            functional.scaled_dot_product_attention(
+                query[:, :, queries], key[:, :, keys], value[:, :, keys], attn_mask=mask, scale=scale
+            )
+        )
+    return torch.cat(parts, dim=2)
+
+
+def _window_masks(query: torch.Tensor, key: torch.Tensor, window: int) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """Blocks of queries, the keys that they may see, and which of these each does, (queries, keys)."""
+    queries, past = query.shape[2], key.shape[2] - query.shape[2]
+    step = min(_WINDOW_BLOCK, max(window, 64))
+    for start in range(0, queries, step):
+        stop = min(start + step, queries)
+        first = max(0, past + start - window + 1)
+        own = torch.arange(past + start, past + stop, device=query.device)[:, None]
+        seen = torch.arange(first, past + stop, device=query.device)
+        yield slice(start, stop), slice(first, past + stop), (seen <= own) & (seen > own - window)
+
+
+def _tiled(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Plain arithmetic on tiles of keys with a running softmax (Milakov and Gimelshein 2018), for every case."""
+    rows, heads, queries, _ = query.shape
+    past = key.shape[2] - queries
+    own = torch.arange(past, key.shape[2], device=query.device)[:, None]
+    top = query.new_full((rows, heads, queries, 1), -math.inf, dtype=torch.float32)
+    total = torch.zeros_like(top)
+    out = query.new_zeros(rows, heads, queries, value.shape[-1], dtype=torch.float32)
+    step = max(64, _TILE // (rows * heads * queries))
+    for start in range(max(0, past - (window or past) + 1) if window else 0, key.shape[2], step):
+        stop = min(start + step, key.shape[2])
+        scores = (query @ key[:, :, start:stop].transpose(-1, -2)).float() * scale  # (B, H, Q, n)
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        seen = torch.arange(start, stop, device=query.device)
+        if stop - 1 > past or window is not None:
+            hidden = seen > own if window is None else (seen > own) | (seen <= own - window)
+            scores.masked_fill_(hidden, -math.inf)
+        higher = torch.maximum(top, scores.amax(dim=-1, keepdim=True))
+        # Queries that have seen no key yet keep weights of 0, whatever the highest score.
+        reference = higher.masked_fill(higher == -math.inf, 0.0)
+        scores = scores.sub_(reference).exp_()
+        decay = (top - reference).exp_()
+        total = total * decay + scores.sum(dim=-1, keepdim=True)
+        out = out * decay + (scores.to(value.dtype) @ value[:, :, start:stop]).float()
+        top = higher
+    return (out / total).to(query.dtype)

@@ -1,0 +1,223 @@
+"""Run a decoder over a long sample layer by layer: one residual stream, and one layer's keys and values, at a time.
+
+A plain forward pass holds what a layer makes of the whole sample at once. Here each layer goes over the sample in
+chunks, in order: a chunk's keys and values join those before it, its queries attend to all of these, and what the
+layer makes of it takes the chunk's place in the residual stream. Layers run their own code and are given what the
+decoder's own code gives them, so that no architecture needs anything here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+
+from longrope.model.causal_attention import causal_attention
+from longrope.model.layer_keys import LayerKeys
+from longrope.model.residual import DeviceResidual, HostResidual, Residual
+
+LEAST_CHUNK = 64
+"""Tokens of a chunk at which running out of memory is an error."""
+_KEPT = 1 << 28
+"""Bytes of what the decoder gives its layers, cosines and sines mostly, that are kept from layer to layer."""
+_CHUNKED = "longrope_causal"
+_FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+"""Implementations of transformers that align their causal mask at the bottom right by themselves."""
+
+
+class LayerByLayer:
+    """A sample on its way through the layers of a decoder.
+
+    Args:
+        decoder: the part of a causal language model of transformers that turns token ids into hidden states; with a
+            policy attached, and the length of the sample pinned.
+        batch: token ids (B, T), on the device of the embeddings.
+        chunk: tokens at a time; halved where memory runs out.
+        on_host: whether the residual stream is in the memory of the host.
+    """
+
+    def __init__(self, decoder: Any, batch: torch.Tensor, chunk: int, on_host: bool = False) -> None:
+        self._decoder = decoder
+        self._layers = list(decoder.layers)
+        self._stand_ins = [_StandIn(layer) for layer in self._layers]
+        self._batch = batch
+        self._length = batch.shape[1]
+        self._chunk = chunk
+        self._residual: type[HostResidual | DeviceResidual] = HostResidual if on_host else DeviceResidual
+        self._keys = LayerKeys(self._length)
+        self._known: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        implementation = decoder.config._attn_implementation
+        self._attention = implementation if implementation in _FLASH else _CHUNKED
+
+    def run(self, first: int = 0) -> Iterator[tuple[int, torch.Tensor]]:
+        """Final hidden states from position ``first`` on, part by part: where it starts, and (B, n, D)."""
+        # Under an implementation that transformers does not know, the decoder makes no masks.
+        with torch.inference_mode(), _implementation(self._decoder, _CHUNKED), self._standing_in():
+            parts = self._parts(0, self._embed)
+            _, hidden = next(parts)
+            residual = self._residual(hidden, self._length)
+            for start, made in chain([(0, hidden)], parts):
+                residual.write(start, made)
+            del hidden
+            for number in range(len(self._layers)):
+                for start, made in self._parts(0, partial(self._forward, number, residual)):
+                    residual.write(start, made)
+            yield from self._parts(first, partial(self._finish, residual))
+
+    def _embed(self, start: int, stop: int) -> torch.Tensor:
+        """What the first layer is given."""
+        self._decode(start, stop)
+        return self._stand_ins[0].hidden
+
+    def _forward(self, number: int, residual: Residual, start: int, stop: int) -> torch.Tensor:
+        """What a layer makes of a part of the residual stream."""
+        given = self._given(start, stop)[number]
+        with _implementation(self._decoder, self._attention):
+            out = self._layers[number](residual.read(start, stop), **given)
+        made: torch.Tensor = out[0] if isinstance(out, tuple) else out
+        return made
+
+    def _finish(self, residual: Residual, start: int, stop: int) -> torch.Tensor:
+        """What the decoder makes of what its last layer made."""
+        self._stand_ins[-1].makes = residual.read(start, stop)
+        return self._decode(start, stop)
+
+    def _given(self, start: int, stop: int) -> list[dict[str, Any]]:
+        """What the decoder gives to each layer beside the hidden states."""
+        if (start, stop) in self._known:
+            return self._known[start, stop]
+        self._decode(start, stop)
+        given = [stand_in.given for stand_in in self._stand_ins]
+        if _bytes(given) * self._length <= _KEPT * (stop - start):
+            self._known[start, stop] = given
+        return given
+
+    def _decode(self, start: int, stop: int) -> torch.Tensor:
+        """The decoder's own code on a part of the sample, with layers that only stand in for its own."""
+        hidden: torch.Tensor = self._decoder(
+            input_ids=self._batch[:, start:stop],
+            position_ids=torch.arange(start, stop, device=self._batch.device)[None],
+            past_key_values=self._keys,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden
+
+    def _parts(self, first: int, work: Callable[[int, int], torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Where each chunk from ``first`` on starts, and what ``work`` makes of it.
+
+        Where memory runs out the same chunk is begun again as a smaller one, and so are all after it.
+        """
+        start = first
+        while start < self._length:
+            stop = min(start + self._chunk, self._length)
+            self._keys.start = start
+            made = None
+            try:
+                made = work(start, stop)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or stop - start <= LEAST_CHUNK:
+                    raise
+            if made is None:  # and the error no longer holds on to what was allocated
+                self._shrink(stop - start)
+            else:
+                yield start, made
+                start = stop
+
+    def _shrink(self, failed: int) -> None:
+        self._chunk = max(failed // 2, LEAST_CHUNK)
+        self._known.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def _standing_in(self) -> Iterator[None]:
+        real = self._decoder.layers
+        self._decoder.layers = torch.nn.ModuleList(self._stand_ins)
+        try:
+            yield
+        finally:
+            self._decoder.layers = real
+
+
+class _StandIn(torch.nn.Module):
+    """In place of a decoder layer: keeps what it is given, and makes of it nothing, or what it is told to.
+
+    Attributes:
+        hidden: states that it was given, (B, n, D).
+        given: what it was given by name.
+        makes: what it returns; None to return what it is given.
+    """
+
+    hidden: torch.Tensor
+    given: dict[str, Any]
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self._layer = (layer,)  # in a tuple, so that it is no part of this module
+        self.makes: torch.Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else the decoder asks of the layer."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._layer[0], name)
+
+    def forward(self, hidden: torch.Tensor, **given: Any) -> torch.Tensor:
+        self.hidden, self.given = hidden, given
+        return hidden if self.makes is None else self.makes
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _bytes(given: list[dict[str, Any]]) -> int:
+    """Of the tensors among what layers are given; what several are given counts once."""
+    values = [value for each in given for value in each.values()]
+    tensors = [
+        tensor
+        for value in values
+        for tensor in (value if isinstance(value, tuple) else (value,))
+        if isinstance(tensor, torch.Tensor)
+    ]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+@contextmanager
+def _implementation(decoder: Any, name: str) -> Iterator[None]:
+    """Another attention implementation for all of a decoder, which reads it at every call."""
+    config = decoder.config
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention as transformers calls it."""
+    assert attention_mask is None, "a mask for a chunk of a sample without padding"
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return causal_attention(query, key, value, scale, sliding_window, softcap), None
+
+
+AttentionInterface.register(_CHUNKED, _attend)

@@ -1,0 +1,88 @@
+"""The residual stream of a whole sample: on the device, or in the memory of the host where it does not fit there."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+
+
+class Residual(ABC):
+    """Hidden states of a sample between two layers, (B, T, D), read and written in chunks."""
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Hidden states (B, stop - start, D) on the device; valid until they are written."""
+
+    @abstractmethod
+    def write(self, start: int, states: torch.Tensor) -> None:
+        """Put states (B, n, D) at positions from ``start`` on."""
+
+
+class DeviceResidual(Residual):
+    """On the device of its first part.
+
+    Args:
+        like: a part of it, which tells all but the length.
+        length: positions T.
+    """
+
+    def __init__(self, like: torch.Tensor, length: int) -> None:
+        self._states = like.new_empty(like.shape[0], length, like.shape[2])
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        return self._states[:, start:stop]
+
+    def write(self, start: int, states: torch.Tensor) -> None:
+        self._states[:, start : start + states.shape[1]] = states
+
+
+class HostResidual(Residual):
+    """In pinned memory of the host. The next chunk is fetched, and the last one put back, while a layer computes.
+
+    Args:
+        like: a part of it, which tells all but the length, and the device where it is computed.
+        length: positions T.
+    """
+
+    def __init__(self, like: torch.Tensor, length: int) -> None:
+        self._device = like.device
+        self._length = length
+        on_gpu = like.device.type == "cuda"
+        shape = like.shape[0], length, like.shape[2]
+        self._states = torch.empty(shape, dtype=like.dtype, pin_memory=on_gpu)
+        # One stream for both ways: what is fetched was put back before, in this order.
+        self._stream = torch.cuda.Stream(like.device) if on_gpu else None
+        self._fetched: tuple[int, int, torch.Tensor, torch.cuda.Event | None] | None = None
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        if self._fetched is None or self._fetched[:2] != (start, stop):
+            self._fetch(start, stop)
+        assert self._fetched is not None
+        _, _, states, event = self._fetched
+        self._fetched = None
+        if event is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(event)
+            states.record_stream(current)
+        if stop < self._length:
+            self._fetch(stop, min(2 * stop - start, self._length))
+        return states
+
+    def write(self, start: int, states: torch.Tensor) -> None:
+        place = self._states[:, start : start + states.shape[1]]
+        if self._stream is None:
+            place.copy_(states)
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            place.copy_(states, non_blocking=True)
+        states.record_stream(self._stream)
+
+    def _fetch(self, start: int, stop: int) -> None:
+        if self._stream is None:
+            self._fetched = start, stop, self._states[:, start:stop].to(self._device, copy=True), None
+            return
+        with torch.cuda.stream(self._stream):
+            states = self._states[:, start:stop].to(self._device, non_blocking=True)
+            self._fetched = start, stop, states, self._stream.record_event()

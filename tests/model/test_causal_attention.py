@@ -1,0 +1,99 @@
+"""Attention of the last queries: the same as with a mask of all positions, in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longrope.model import causal_attention as module
+from longrope.model.causal_attention import causal_attention
+
+
+def masked(query, key, value, scale, window=None, softcap=None):
+    """Everything at once, in float64."""
+    query, key, value = query.double(), key.double(), value.double()
+    group = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+    scores = query @ key.transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    seen = torch.arange(key.shape[2])
+    own = seen[-query.shape[2] :, None]
+    hidden = seen > own
+    if window is not None:
+        hidden |= seen <= own - window
+    weights = scores.masked_fill(hidden, -math.inf).softmax(dim=-1)
+    return (weights @ value).transpose(1, 2)
+
+
+def random(queries, keys, heads=4, groups=2, size=16, value_size=16, rows=2, seed=0):
+    make = torch.Generator().manual_seed(seed)
+    query = torch.randn(rows, heads, queries, size, generator=make)
+    # As a cache gives them: the first part of a longer buffer.
+    key, value = (torch.randn(rows, groups, keys + 7, each, generator=make) for each in (size, value_size))
+    return query, key[:, :, :keys], value[:, :, :keys]
+
+
+SIZES = [(1, 1), (1, 100), (64, 64), (48, 200), (200, 201), (33, 1000)]
+
+
+@pytest.mark.parametrize(("queries", "keys"), SIZES)
+@pytest.mark.parametrize("window", [None, 1, 10, 150, 5000])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_equals_a_mask_of_all_positions(queries, keys, window, softcap):
+    inputs = random(queries, keys)
+    found = causal_attention(*inputs, 0.3, window, softcap)
+    torch.testing.assert_close(found, masked(*inputs, 0.3, window, softcap).float(), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 1), (6, 2)])
+@pytest.mark.parametrize("value_size", [16, 8])
+def test_heads_share_keys_in_their_order(heads, groups, value_size):
+    inputs = random(48, 200, heads, groups, value_size=value_size)
+    found = causal_attention(*inputs, 0.25)
+    assert found.shape == (2, 48, heads, value_size)
+    torch.testing.assert_close(found, masked(*inputs, 0.25).float(), rtol=1e-5, atol=2e-6)
+
+
+@given(st.integers(1, 70), st.integers(0, 300), st.none() | st.integers(1, 90), st.sampled_from([None, 5.0]))
+def test_any_sizes(queries, past, window, softcap):
+    inputs = random(queries, past + queries, rows=1)
+    found = causal_attention(*inputs, 0.3, window, softcap)
+    torch.testing.assert_close(found, masked(*inputs, 0.3, window, softcap).float(), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("window", [None, 70])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_tiles_and_blocks_smaller_than_the_keys_change_nothing(monkeypatch, window, softcap):
+    monkeypatch.setattr(module, "_TILE", 1)
+    monkeypatch.setattr(module, "_WINDOW_BLOCK", 64)
+    inputs = random(150, 1000)
+    found = causal_attention(*inputs, 0.3, window, softcap)
+    torch.testing.assert_close(found, masked(*inputs, 0.3, window, softcap).float(), rtol=1e-5, atol=2e-6)
+
+
+def test_kernels_get_no_tensor_beyond_their_offsets(monkeypatch):
+    """So that each call has keys of one head only here."""
+    sizes = []
+    real = module._past_and_diagonal
+
+    def noted(query, key, value, scale):
+        sizes.append(key.numel())
+        return real(query, key, value, scale)
+
+    monkeypatch.setattr(module, "_past_and_diagonal", noted)
+    inputs = random(48, 200)
+    whole = causal_attention(*inputs, 0.3)
+    monkeypatch.setattr(module, "INDEXED", 2 * 200 * 16)
+    torch.testing.assert_close(causal_attention(*inputs, 0.3), whole)
+    assert sizes == [2 * 2 * 200 * 16] * 2 + [2 * 200 * 16] * 4
+
+
+def test_half_precision_is_as_exact_as_one_kernel():
+    """Merging two parts that were rounded costs no more than rounding one."""
+    inputs = [each.bfloat16() for each in random(48, 200)]
+    exact = masked(*inputs, 0.3)
+    error = (causal_attention(*inputs, 0.3).double() - exact).abs().max()
+    assert error <= 2 * 2**-8 * exact.abs().max()
