@@ -23,7 +23,7 @@ from longrope.model.residual import DeviceResidual, HostResidual, Residual
 
 LEAST_CHUNK = 64
 """Tokens of a chunk at which running out of memory is an error."""
-_KEPT = 1 << 28
+KEPT = 1 << 28
 """Bytes of what the decoder gives its layers, cosines and sines mostly, that are kept from layer to layer."""
 _CHUNKED = "longrope_causal"
 _FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
@@ -93,7 +93,7 @@ class LayerByLayer:
             return self._known[start, stop]
         self._decode(start, stop)
         given = [stand_in.given for stand_in in self._stand_ins]
-        if _bytes(given) * self._length <= _KEPT * (stop - start):
+        if _bytes(given) * self._length <= KEPT * (stop - start):
             self._known[start, stop] = given
         return given
 

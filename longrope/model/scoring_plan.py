@@ -5,7 +5,6 @@ Decided from sizes alone, never from what happens to be free, so that equal mach
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,10 @@ CPU_CHUNK = 2048
 """Tokens of a chunk on CPU: as fast as more, and what they need stays near the processor."""
 GPU_CHUNKS = (8192, 4096, 2048, 1024, 512, 256)
 """Tokens of a chunk on GPUs: the first for which there is memory."""
-_USABLE = 0.92
-"""Of the memory of a GPU; the rest is the driver's, and lost between allocations."""
-_RESERVED = 1 << 30
-"""Bytes for logits, cosines and sines, and workspaces of kernels."""
+USABLE = 0.92
+"""Of the memory beside the weights; the rest is lost between allocations."""
+RESERVED = 1 << 30
+"""Bytes for the driver, workspaces of kernels, logits, cosines and sines."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,52 @@ class ScoringPlan:
     on_host: bool = False
 
 
+@dataclass(frozen=True)
+class LayerSizes:
+    """Numbers that a decoder layer makes of a token.
+
+    Attributes:
+        hidden: of the residual stream.
+        query: of all heads; as many as go into the output projection, or more.
+        key: of all heads that have keys of their own.
+        value: likewise.
+        inner: width of the MLP, or of all experts together that a token goes to.
+    """
+
+    hidden: int
+    query: int
+    key: int
+    value: int
+    inner: float
+
+    @classmethod
+    def of(cls, config: Any) -> LayerSizes:
+        """Those of the model of a transformers config."""
+        heads = config.num_attention_heads
+        groups = getattr(config, "num_key_value_heads", None) or heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        size = getattr(config, "qk_head_dim", None) or size  # with MLA
+        value = getattr(config, "v_head_dim", None) or size
+        experts = getattr(config, "num_experts_per_tok", None) or 0
+        expert = (getattr(config, "moe_intermediate_size", None) or config.intermediate_size) * experts
+        inner = max(config.intermediate_size, expert)
+        return cls(config.hidden_size, heads * size, groups * size, groups * value, inner)
+
+    @property
+    def kept(self) -> int:
+        """Of a layer, for every token of the sample."""
+        return self.key + self.value
+
+    @property
+    def at_work(self) -> float:
+        """For a token of the chunk in a layer, where it holds most: in its MLP, or before or in its attention."""
+        return max(
+            4 * self.hidden + 3 * self.inner,
+            3 * self.hidden + 2 * self.query + 4 * self.key + self.value,
+            4 * self.hidden + 3 * self.query + self.key + self.value,
+        )
+
+
 def plan_scoring(decoder: Any, rows: int, length: int) -> ScoringPlan:
     """The plan for a sample of ``length`` tokens under ``rows`` candidates at a time."""
     weights: dict[torch.device, int] = {}
@@ -43,43 +88,26 @@ def plan_scoring(decoder: Any, rows: int, length: int) -> ScoringPlan:
     if first.device.type != "cuda":
         return ScoringPlan(CPU_CHUNK)
     free = {
-        device: int(_USABLE * torch.cuda.get_device_properties(device).total_memory) - held - _RESERVED
+        device: torch.cuda.get_device_properties(device).total_memory - held
         for device, held in weights.items()
         if device.type == "cuda"
     }
-    return fit(decoder.config, rows, length, first.element_size(), free, first.device)
+    least = min(bytes_ for device, bytes_ in free.items() if device != first.device) if len(free) > 1 else None
+    return fit(LayerSizes.of(decoder.config), rows * first.element_size(), length, free[first.device], least)
 
 
-def fit(
-    config: Any, rows: int, length: int, element: int, free: Mapping[torch.device, int], first: torch.device
-) -> ScoringPlan:
+def fit(sizes: LayerSizes, number: int, length: int, free: float, others: float | None = None) -> ScoringPlan:
     """The largest chunk for which there is memory, with the residual stream on the device if it fits at all.
 
     Args:
-        config: of the decoder.
-        element: bytes of a number.
-        free: bytes beside the weights, by GPU.
-        first: the GPU that would hold the residual stream; each holds the keys and values of one of its layers.
+        number: bytes of a number, of all rows together.
+        free: bytes beside the weights on the GPU that would hold the residual stream.
+        others: the least of the other GPUs that layers are spread over; each holds keys and values of a layer.
     """
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    pairs = 2 * (getattr(config, "num_key_value_heads", None) or heads) * size
-    residual = rows * length * config.hidden_size * element
-    left = {device: bytes_ - rows * length * pairs * element for device, bytes_ in free.items()}
     for on_host in (False, True):
-        here = min(bytes_ - (residual if device == first and not on_host else 0) for device, bytes_ in left.items())
         for chunk in GPU_CHUNKS:
-            if rows * chunk * _work(config, heads * size) * element <= here:
+            spread = number * (length * sizes.kept + chunk * sizes.at_work) + RESERVED
+            stream = 0 if on_host else number * length * sizes.hidden
+            if spread + stream <= USABLE * free and (others is None or spread <= USABLE * others):
                 return ScoringPlan(chunk, on_host)
     return ScoringPlan(GPU_CHUNKS[-1], True)
-
-
-def _work(config: Any, attention: int) -> int:
-    """Numbers that a layer holds for a token of a chunk at its fullest: in its attention, or in its MLP."""
-    inner: int = config.intermediate_size
-    experts: int = getattr(config, "num_experts_per_tok", None) or 0
-    expert = (getattr(config, "moe_intermediate_size", None) or inner) * experts
-    # Two hidden states wherever it is; queries, keys, values and outputs, also in the order of another kernel; gate,
-    # up, and their product.
-    hidden: int = config.hidden_size
-    return 2 * hidden + max(8 * attention, 4 * max(inner, expert))

@@ -1,14 +1,17 @@
-"""Memory of scoring a sample, and of generating after it: what the present scorer holds where it holds most.
+"""Memory of scoring a sample, and of generating after it: what is held where most is.
 
-The scorer (longrope/model/score.py) passes the whole sample through a layer at a time and keeps no K and V of others;
-logits exist a slice at a time. A model that is spread over several GPUs has other layers on each, so that more GPUs
-share its weights, and each still holds all positions of the layer at work.
+A sample of more than a chunk is scored layer by layer (longrope/model/layer_by_layer.py): there is its residual stream,
+on the GPU or in the memory of the host, one layer's K and V, and a layer at work on a chunk. A shorter one, and every
+text that is answered, goes through a layer as a whole. Logits exist a slice at a time. A model that is spread over
+several GPUs has other layers on each, so that more GPUs share its weights, and each holds K and V of all positions.
 """
 
 from __future__ import annotations
 
 from longrope.finetune.model_shape import ModelShape
+from longrope.model.layer_by_layer import KEPT
 from longrope.model.score import slice_length
+from longrope.model.scoring_plan import CPU_CHUNK, LayerSizes, ScoringPlan, fit
 from longrope.pipeline.cost import cache_bytes
 from longrope.pipeline.work import Work
 
@@ -17,15 +20,41 @@ LIBRARIES = 2**30
 
 
 def scoring_memory(
-    shape: ModelShape, work: Work, number: int, gpus: int = 1, attention: str = "sdpa"
+    shape: ModelShape,
+    work: Work,
+    number: int,
+    gpus: int = 1,
+    attention: str = "sdpa",
+    memory: float | None = None,
 ) -> dict[str, float]:
     """Bytes on the GPU that holds most, by what they are for.
 
     Args:
         number: bytes of a number: 2 in half precision, 4 in float32.
         gpus: that the layers of the model are spread over.
-        attention: ``eager`` holds the square of scores of a layer.
+        attention: ``eager`` holds the square of scores of a layer that takes the text as a whole.
+        memory: bytes of a GPU, by which chunks are chosen; None on CPU.
     """
+    weights = float(number) * shape.parameters / gpus
+    query, key, value = shape.heads * shape.key_dim, shape.kv_heads * shape.key_dim, shape.kv_heads * shape.value_dim
+    sizes = LayerSizes(shape.hidden, query, key, value, shape.mlp / shape.hidden / 3)
+    plan = ScoringPlan(CPU_CHUNK) if memory is None else fit(sizes, number, work.length, memory - weights)
+    if work.written or work.length <= plan.chunk:
+        found = _as_a_whole(shape, work, number, attention)
+    else:
+        logits = min(plan.chunk, slice_length(1, shape.vocabulary)) * shape.vocabulary * _of_a_logit(number)
+        found = {
+            "the residual stream": 0.0 if plan.on_host else float(number) * work.length * shape.hidden,
+            "K and V of a layer": float(number) * work.length * sizes.kept,
+            "a chunk at work": max(number * plan.chunk * sizes.at_work, logits),
+            "cos and sin": min(2.0 * number * shape.key_dim * work.length, KEPT),
+        }
+    if work.written:
+        found["K and V of all layers"] = cache_bytes(shape, work.length, number) / gpus
+    return {"weights": weights, **found, "libraries": float(LIBRARIES)}
+
+
+def _as_a_whole(shape: ModelShape, work: Work, number: int, attention: str) -> dict[str, float]:
     length, hidden = work.length, shape.hidden
     stream = number * hidden * length
     queries, keys, values = (
@@ -46,14 +75,13 @@ def scoring_memory(
         at_work = max(at_work, 3 * stream + queries + keys + values + scores)
     at_work += 2 * number * shape.key_dim * length  # cos and sin
     elements = min(work.predicted, slice_length(1, shape.vocabulary)) * shape.vocabulary
-    logits = stream + elements * (8.0 if number == 4 else number + 8.0)
-    found = {
-        "weights": float(number) * shape.parameters / gpus,
-        "a layer at work" if at_work > logits else "logits": max(at_work, logits),
-    }
-    if work.written:
-        found["K and V of all layers"] = cache_bytes(shape, length, number) / gpus
-    return found | {"libraries": float(LIBRARIES)}
+    logits = stream + elements * _of_a_logit(number)
+    return {"a layer at work" if at_work > logits else "logits": max(at_work, logits)}
+
+
+def _of_a_logit(number: int) -> float:
+    """Bytes: itself in float32, its log-probability, and itself as the model makes it."""
+    return 8.0 if number == 4 else number + 8.0
 
 
 def longest_that_fits(shape: ModelShape, work: Work, number: int, memory: float) -> int:
@@ -61,7 +89,7 @@ def longest_that_fits(shape: ModelShape, work: Work, number: int, memory: float)
 
     def fits(length: int) -> bool:
         tried = Work(length=length, count=1, predicted=min(work.predicted, length), written=0)
-        return sum(scoring_memory(shape, tried, number, gpus=64).values()) <= memory
+        return sum(scoring_memory(shape, tried, number, gpus=64, memory=memory).values()) <= memory
 
     low, high = 0, work.length // 1024 + 1
     while high - low > 1:

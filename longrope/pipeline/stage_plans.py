@@ -195,7 +195,8 @@ class StagePlanner:
         hardware, attention = self._hardware, execution.attention
 
         def needed(gpus: int) -> float:
-            return sum(scoring_memory(self._shape, work, places.number, gpus, attention).values())
+            memory = hardware.memory if places.on_gpu else None
+            return sum(scoring_memory(self._shape, work, places.number, gpus, attention, memory).values())
 
         told = f"a text of {format_length(work.length)}"
         if not places.on_gpu:
@@ -220,7 +221,7 @@ class StagePlanner:
                 return memory, f"{does_not}; execution.gpus_per_worker: {more} would make it fit"
         longest = longest_that_fits(self._shape, work, places.number, hardware.memory)
         return memory, (
-            f"{does_not}; more GPUs for each worker do not help, for one layer at work holds all positions; the "
+            f"{does_not}; more GPUs for each worker do not help, for each holds K and V of all positions; the "
             f"longest text that fits is about {format_length(longest)}: use GPUs with more memory, or shorter texts"
         )
 

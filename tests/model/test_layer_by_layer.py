@@ -164,7 +164,7 @@ def test_which_errors_mean_that_memory_ran_out():
 @pytest.mark.parametrize("kept", [0, 1 << 28])
 def test_what_layers_are_given_is_kept_or_made_again(make_tiny_model, monkeypatch, kept, on_host):
     model, tokens = make_tiny_model(num_hidden_layers=4), random_ids(LENGTH)
-    monkeypatch.setattr(layer_by_layer, "_KEPT", kept)
+    monkeypatch.setattr(layer_by_layer, "KEPT", kept)
     decoder = architecture_for(model.config).decoder_of(model)
     factors = candidates("llama")[0]
     embedded = []

@@ -1,26 +1,26 @@
 """Plans for scoring: from sizes alone, the largest chunk that fits, the residual stream on the host only if it must."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from living_tensors import Peak
+from tiny_models import tiny_config
+from transformers import AutoModelForCausalLM, LlamaConfig
 
+from longrope.model import score, scoring_plan
 from longrope.model.architectures import architecture_for
-from longrope.model.scoring_plan import CPU_CHUNK, GPU_CHUNKS, ScoringPlan, fit, plan_scoring
+from longrope.model.scoring_plan import CPU_CHUNK, GPU_CHUNKS, LayerSizes, ScoringPlan, fit, plan_scoring
+from longrope.rope.factors import RopeFactors
 
 GIB = 1 << 30
-FIRST, SECOND = torch.device("cuda:0"), torch.device("cuda:1")
-LLAMA2_7B = SimpleNamespace(
-    hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_key_value_heads=32, head_dim=128
-)
-LLAMA3_8B = SimpleNamespace(**{**vars(LLAMA2_7B), "intermediate_size": 14336, "num_key_value_heads": 8})
+LLAMA2_7B = LayerSizes(4096, 4096, 4096, 4096, 11008)
+LLAMA3_8B = LayerSizes(4096, 4096, 1024, 1024, 14336)
 MILLION = 1 << 20
 
 
-def plan(config, length, *free, rows=1):
-    return fit(config, rows, length, 2, dict(zip((FIRST, SECOND), (each * GIB for each in free), strict=False)), FIRST)
+def plan(sizes, length, free, others=None, rows=1):
+    return fit(sizes, 2 * rows, length, free * GIB, others if others is None else others * GIB)
 
 
 def test_on_cpu(make_tiny_model):
@@ -30,18 +30,19 @@ def test_on_cpu(make_tiny_model):
 
 def test_two_million_tokens_on_one_gpu():
     """80 GB hold 12.5 GiB of weights, 16 GiB of residual stream, and 32 GiB of one layer's keys and values."""
-    usable = 0.92 * 79.1 - 12.5 - 1
-    assert plan(LLAMA2_7B, 2 * MILLION, usable) == ScoringPlan(GPU_CHUNKS[0])
-    assert plan(LLAMA3_8B, 2 * MILLION, usable) == ScoringPlan(GPU_CHUNKS[0])
-    assert plan(LLAMA2_7B, 4 * MILLION, usable).on_host
-    assert plan(LLAMA2_7B, 2 * MILLION, 40).on_host
-    assert not plan(LLAMA2_7B, MILLION, 40).on_host
+    free = 79.1 - 12.5
+    assert plan(LLAMA2_7B, 2 * MILLION, free) == ScoringPlan(GPU_CHUNKS[0])
+    assert plan(LLAMA3_8B, 2 * MILLION, free) == ScoringPlan(GPU_CHUNKS[0])
+    assert plan(LLAMA2_7B, 3 * MILLION, free).on_host
+    assert plan(LLAMA2_7B, 2 * MILLION, 48).on_host
+    assert not plan(LLAMA2_7B, MILLION, 48).on_host
 
 
 def test_the_residual_stream_is_on_the_first_gpu_only():
     """16 GiB of it and 32 GiB of keys and values."""
-    assert plan(LLAMA2_7B, 2 * MILLION, 60, 35) == ScoringPlan(GPU_CHUNKS[0])
-    assert plan(LLAMA2_7B, 2 * MILLION, 35, 60).on_host
+    assert plan(LLAMA2_7B, 2 * MILLION, 60, 40) == ScoringPlan(GPU_CHUNKS[0])
+    assert plan(LLAMA2_7B, 2 * MILLION, 40, 60).on_host
+    assert plan(LLAMA2_7B, 2 * MILLION, 60, 20) == ScoringPlan(GPU_CHUNKS[-1], True)
 
 
 @given(st.sampled_from([LLAMA2_7B, LLAMA3_8B]), st.integers(1, 8 * MILLION), st.floats(0.1, 140), st.integers(1, 16))
@@ -56,12 +57,42 @@ def test_less_memory_or_more_tokens_never_mean_more_at_a_time(config, length, fr
         assert (less.on_host, -less.chunk) >= (one.on_host, -one.chunk)
 
 
-def test_experts_count_by_how_many_work_on_a_token():
-    dense = SimpleNamespace(**{**vars(LLAMA3_8B), "intermediate_size": 2048})
-    mixed = SimpleNamespace(**vars(dense), num_experts_per_tok=8, moe_intermediate_size=8192)
-    assert plan(mixed, 1000, 1).chunk < plan(dense, 1000, 1).chunk
-
-
 @pytest.mark.parametrize("free", [-5, 0.001])
 def test_the_smallest_chunk_is_tried_where_nothing_fits(free):
     assert plan(LLAMA2_7B, MILLION, free) == ScoringPlan(GPU_CHUNKS[-1], True)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes"),
+    [
+        ("llama", LayerSizes(64, 64, 32, 32, 96)),
+        ("mixtral", LayerSizes(64, 64, 32, 32, 2 * 96)),
+        ("qwen3_moe", LayerSizes(64, 64, 32, 32, 96)),  # two experts of 32 are less than a dense layer
+        ("deepseek_v3", LayerSizes(64, 4 * 32, 4 * 32, 4 * 16, 96)),
+    ],
+)
+def test_sizes_of_a_layer(model_type, sizes):
+    assert LayerSizes.of(tiny_config(model_type)) == sizes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("inner", "groups"), [(704, 4), (1408, 1), (64, 4), (64, 1)])
+def test_tensors_take_what_was_planned(monkeypatch, dtype, inner, groups):
+    monkeypatch.setattr(score, "_LOGITS", 1 << 18)
+    monkeypatch.setattr(scoring_plan, "CPU_CHUNK", 512)
+    config = LlamaConfig(
+        hidden_size=256,
+        intermediate_size=inner,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=groups,
+        vocab_size=300,
+        max_position_embeddings=512,
+    )
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    length, sizes = 4096, LayerSizes.of(config)
+    with Peak(model.parameters()) as peak:
+        score.score_blocks(model, torch.arange(length) % 300, [RopeFactors.identity(1e4, 64, 512)])
+    rotary = 2 * 64
+    expected = dtype.itemsize * (length * (sizes.hidden + sizes.kept + rotary) + 512 * sizes.at_work)
+    assert peak.most == pytest.approx(expected, rel=0.03)

@@ -285,11 +285,12 @@ def test_what_does_not_fit_says_what_would(write: Any) -> None:
     spread = one(write, "- evaluate: {suite: passkey, lengths: [128k], execution: {gpus_per_worker: 2}}")
     assert spread.fits
     assert spread.memory < spread.memory_free < answers.memory  # type: ignore[operator]
-    # One layer at work holds all positions, whatever holds the other layers.
-    long = one(write, "- search: {target_length: 2m, execution: {gpus_per_worker: 8}}")
+    # One layer's K and V of all positions, whatever holds the other layers.
+    assert one(write, "- search: {target_length: 2m}").fits
+    long = one(write, "- search: {target_length: 8m, execution: {gpus_per_worker: 8}}")
     assert not long.fits
     assert "more GPUs for each worker do not help" in long.notes[0]
-    assert one(write, "- search: {target_length: 2m}", "b300").fits
+    assert one(write, "- search: {target_length: 8m}", "b300").fits
     alone = one(write, "- finetune: {seq_length: 128k, factors: {method: pi}}", gpus=1)
     assert not alone.fits
     assert "would make it fit" in alone.notes[0]
