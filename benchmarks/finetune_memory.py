@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from longrope.runs.peak_memory import PeakMemory
 
 ATTENTIONS = ("full", "shifted-sparse")
 FEATURES = {
@@ -61,13 +62,6 @@ def measurements(device: str, threads: int) -> list[Measurement]:
         for name in ("nothing", names[-1])
     ]
     return memory + times
-
-
-def status_mib(name: str) -> float:
-    """A memory figure of this process from /proc, in MiB."""
-    match = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert match is not None
-    return int(match[1]) / 1024
 
 
 def measure(wanted: Measurement) -> dict[str, Any]:
@@ -123,10 +117,10 @@ def measure(wanted: Measurement) -> dict[str, Any]:
         torch.cuda.synchronize()
         loaded = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-    host = status_mib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    memory = PeakMemory(on_gpu=False)
     seconds = sorted(step(wanted.length) for _ in range(3 if wanted.kind == "time" else 1))
-    host = status_mib("VmHWM") - host
+    assert memory.above is not None
+    host = memory.above / MIB
     peak = (torch.cuda.max_memory_allocated() - loaded) / MIB if cuda else host
     return {
         **asdict(wanted),

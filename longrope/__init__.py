@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from longrope.pipeline.plan import plan
     from longrope.pipeline.recipe import read_recipe
     from longrope.pipeline.run import extend
+    from longrope.pipeline.score_text import ScoreSettings, score
     from longrope.pipeline.stages import Recipe
     from longrope.report.write import write_report
     from longrope.rope.factors import RopeFactors
@@ -65,6 +66,7 @@ __all__ = [
     "Recipe",
     "RopeFactors",
     "RopePolicy",
+    "ScoreSettings",
     "SearchSettings",
     "SummarisationSettings",
     "Window",
@@ -81,6 +83,7 @@ __all__ = [
     "plan",
     "read_recipe",
     "readjust",
+    "score",
     "search",
     "write_report",
 ]
@@ -109,6 +112,7 @@ _MODULES = {
     "Recipe": "longrope.pipeline.stages",
     "RopeFactors": "longrope.rope.factors",
     "RopePolicy": "longrope.rope.policy",
+    "ScoreSettings": "longrope.pipeline.score_text",
     "SearchSettings": "longrope.search.settings",
     "SummarisationSettings": "longrope.evaluation.task_settings",
     "Window": "longrope.rope.policy",
@@ -124,6 +128,7 @@ _MODULES = {
     "plan": "longrope.pipeline.plan",
     "read_recipe": "longrope.pipeline.recipe",
     "readjust": "longrope.search.readjust",
+    "score": "longrope.pipeline.score_text",
     "search": "longrope.search.search",
     "write_report": "longrope.report.write",
 }

@@ -43,6 +43,7 @@ def test_public_names_are_pinned():
         "Recipe",
         "RopeFactors",
         "RopePolicy",
+        "ScoreSettings",
         "SearchSettings",
         "SummarisationSettings",
         "Window",
@@ -59,6 +60,7 @@ def test_public_names_are_pinned():
         "plan",
         "read_recipe",
         "readjust",
+        "score",
         "search",
         "write_report",
     ]

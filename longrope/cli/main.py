@@ -25,6 +25,7 @@ from longrope.cli.merge import merge
 from longrope.cli.plan import plan
 from longrope.cli.readjust import readjust
 from longrope.cli.report import report
+from longrope.cli.score import score
 from longrope.cli.search import search
 from longrope.cli.show import show
 from longrope.cli.status import status
@@ -69,7 +70,22 @@ def _options(
     """Extend the context window of RoPE language models the LongRoPE way."""
 
 
-for command in (extend, plan, status, search, finetune, readjust, compare, show, apply, check, merge, report, demo):
+for command in (
+    extend,
+    plan,
+    status,
+    search,
+    finetune,
+    readjust,
+    compare,
+    score,
+    show,
+    apply,
+    check,
+    merge,
+    report,
+    demo,
+):
     app.command()(command)
 app.command("import")(import_factors)
 app.add_typer(evaluate, name="evaluate")

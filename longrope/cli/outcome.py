@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from longrope.evaluation.run import EvaluationReport
     from longrope.finetune.run import FinetuneReport
     from longrope.pipeline.run import ExtendReport
+    from longrope.pipeline.score_text import Scored
     from longrope.pipeline.state import RunState
     from longrope.rope.factors import RopeFactors
     from longrope.search.comparison import PairedDifference
@@ -219,3 +221,24 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return "-" if math.isnan(value) else ("failed" if math.isinf(value) else f"{value:.4f}")
     return str(value)
+
+
+def print_scored(found: Sequence[Scored]) -> None:
+    """A row a length: perplexity, time, speed and memory."""
+    drawn = Table()
+    for name in ("tokens", "perplexity", "seconds", "tokens/s", "TFLOP/s", "memory above the model"):
+        drawn.add_column(name, justify="right")
+    for each in found:
+        drawn.add_row(
+            format_length(each.length),
+            f"{each.perplexity:.4f}",
+            f"{each.seconds:.2f}",
+            f"{each.length / each.seconds:,.0f}",
+            f"{each.flops / each.seconds / 1e12:.3g}",
+            "unknown" if each.memory is None else _size(each.memory),
+        )
+    console().print(drawn)
+
+
+def _size(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
