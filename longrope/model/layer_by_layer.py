@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 
 from longrope.model.causal_attention import causal_attention
 from longrope.model.layer_keys import LayerKeys
+from longrope.model.offloading import weights_held
 from longrope.model.residual import DeviceResidual, HostResidual, Residual
 
 LEAST_CHUNK = 64
@@ -64,9 +65,10 @@ class LayerByLayer:
             for start, made in chain([(0, hidden)], parts):
                 residual.write(start, made)
             del hidden
-            for number in range(len(self._layers)):
-                for start, made in self._parts(0, partial(self._forward, number, residual)):
-                    residual.write(start, made)
+            for number, layer in enumerate(self._layers):
+                with weights_held(layer):
+                    for start, made in self._parts(0, partial(self._forward, number, residual)):
+                        residual.write(start, made)
             yield from self._parts(first, partial(self._finish, residual))
 
     def _embed(self, start: int, stop: int) -> torch.Tensor:

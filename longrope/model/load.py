@@ -7,18 +7,24 @@ import json
 import logging
 import os
 import re
+import shutil
 import textwrap
+import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from tempfile import mkdtemp
+from typing import Any, Literal
 
 import torch
 
 from longrope.exceptions import SettingsError, UnsupportedModelError
+from longrope.host_memory import free_host_memory
 from longrope.model.architectures import ARCHITECTURES
+from longrope.model.offloading import device_map
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -34,6 +40,9 @@ _AVAILABLE: dict[str, Callable[[], bool]] = {
 }
 _VLLM = {"rope_type", "longrope", "short_mscale", "long_mscale"}
 """What transformers does not know of the RoPE parameters in our folders: vLLM reads its attention factors there."""
+_GPU_SHARE = 0.85
+"""Of the memory of a GPU, for all weights together; the rest is for what they compute."""
+_HOST_SHARE = 0.9
 _CHUNK = 1 << 16
 _CHUNKS = 64
 
@@ -134,12 +143,54 @@ class ModelSource:
         placement: dict[str, Any] = {}
         if self.device == "auto":
             placement = {"device_map": "auto"}
-        elif self.device != "cpu" and find_spec("accelerate") is not None:
-            placement = {"device_map": {"": self.device}}  # never the whole model in the memory of the host
-        model = self.load_pretrained(dtype=DTYPES[self.dtype], attn_implementation=self.attention, **placement)
-        if self.device != "auto":
+        elif find_spec("accelerate") is not None:
+            kept = self._layers_kept()
+            if kept is not None:
+                placement = {"device_map": device_map(self.load_config(), self.device, kept)}
+            elif self.device != "cpu":
+                placement = {"device_map": {"": self.device}}  # never the whole model in the memory of the host
+        options = {"dtype": DTYPES[self.dtype], "attn_implementation": self.attention, **placement}
+        if isinstance(placement.get("device_map"), str) or "disk" in placement.get("device_map", {}).values():
+            model = self._load_with_folder(**options)
+        else:
+            model = self.load_pretrained(**options)
+        if not placement:
             model = model.to(self.device)
         return model.eval().requires_grad_(False)
+
+    def _load_with_folder(self, **options: Any) -> Any:
+        """With a folder, as long as the model lives, for what is kept on disk and is in none of the model's files:
+        tensors that transformers puts together of several.
+        """
+        folder = mkdtemp(prefix="longrope-")
+        try:
+            model = self.load_pretrained(offload_folder=folder, **options)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+        return model
+
+    def _layers_kept(self) -> Literal["cpu", "disk"] | None:
+        """Where the weights of decoder layers are kept that do not fit on the device; None where they do."""
+        config = self.load_config()
+        stored = DTYPES.get(str(getattr(config, "dtype", None)).removeprefix("torch."), torch.float32)
+        files = sum(path.stat().st_size for path in self.folder().glob("*.safetensors"))
+        size = files * DTYPES[self.dtype].itemsize / stored.itemsize
+        host = _HOST_SHARE * free_host_memory()
+        if self.device == "cuda":
+            fits = size <= _GPU_SHARE * torch.cuda.get_device_properties(0).total_memory
+        else:
+            fits = self.device != "cpu" or size <= host
+        if fits:
+            return None
+        kept: Literal["cpu", "disk"] = "cpu" if self.device == "cuda" and size <= host else "disk"
+        warnings.warn(
+            f"the weights of {self.name} do not fit on {self.device}: the layers are read from "
+            f"{'main memory' if kept == 'cpu' else 'disk'}, one at a time, for every text",
+            stacklevel=2,
+        )
+        return kept
 
     def load_pretrained(self, **options: Any) -> Any:
         """The causal language model, from safetensors only, with all its weights.

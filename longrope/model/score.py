@@ -19,6 +19,7 @@ from torch.nn import functional
 from longrope.model.architectures import architecture_for
 from longrope.model.attach import Attachment, attached
 from longrope.model.layer_by_layer import LayerByLayer
+from longrope.model.offloading import computes_on
 from longrope.model.scoring_plan import plan_scoring
 from longrope.rope.factors import RopeFactors
 from longrope.rope.rotary import Mode
@@ -118,7 +119,7 @@ def score_continuations(
         row[: len(text)] = torch.tensor(text, dtype=torch.long)
     counts = [len(tokens) for _, tokens in continuations]
     with torch.inference_mode(), attached(model, factors, length=length):
-        batch = padded.to(decoder.get_input_embeddings().weight.device)
+        batch = padded.to(computes_on(decoder.get_input_embeddings()))
         hidden = decoder(input_ids=batch, use_cache=False).last_hidden_state  # (B, T, D)
         wanted = torch.cat(
             [hidden[row, len(texts[row]) - len(tokens) : len(texts[row])] for row, tokens in continuations]
@@ -151,7 +152,7 @@ def _score_slices(
     length = len(ids)
     assert length >= 2, "a sample needs at least two tokens"
     count = len(factors)
-    batch = ids.to(decoder.get_input_embeddings().weight.device).expand(count, length)  # (C, T)
+    batch = ids.to(computes_on(decoder.get_input_embeddings())).expand(count, length)  # (C, T)
     attaching = attached(model, factors[0], mode=mode) if attachment is None else _unpinned_after(attachment)
     with torch.inference_mode(), attaching as attachment:
         attachment.pin_rows(factors, length)

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from longrope.model.offloading import computes_on
+
 CPU_CHUNK = 2048
 """Tokens of a chunk on CPU: as fast as more, and what they need stays near the processor."""
 GPU_CHUNKS = (8192, 4096, 2048, 1024, 512, 256)
@@ -81,19 +83,23 @@ class LayerSizes:
 
 def plan_scoring(decoder: Any, rows: int, length: int) -> ScoringPlan:
     """The plan for a sample of ``length`` tokens under ``rows`` candidates at a time."""
-    weights: dict[torch.device, int] = {}
+    embeddings = decoder.get_input_embeddings()
+    first = computes_on(embeddings)
+    if first.type != "cuda":
+        return ScoringPlan(CPU_CHUNK)
+    weights = {first: 0}
     for parameter in decoder.parameters():
         weights[parameter.device] = weights.get(parameter.device, 0) + parameter.nbytes
-    first = decoder.get_input_embeddings().weight
-    if first.device.type != "cuda":
-        return ScoringPlan(CPU_CHUNK)
+    # Of layers that are kept elsewhere one is on the device.
+    weights[first] += max(sum(each.nbytes for each in layer.parameters() if each.is_meta) for layer in decoder.layers)
     free = {
         device: torch.cuda.get_device_properties(device).total_memory - held
         for device, held in weights.items()
         if device.type == "cuda"
     }
-    least = min(bytes_ for device, bytes_ in free.items() if device != first.device) if len(free) > 1 else None
-    return fit(LayerSizes.of(decoder.config), rows * first.element_size(), length, free[first.device], least)
+    others = [bytes_ for device, bytes_ in free.items() if device != first]
+    number = rows * embeddings.weight.element_size()
+    return fit(LayerSizes.of(decoder.config), number, length, free[first], min(others, default=None))
 
 
 def fit(sizes: LayerSizes, number: int, length: int, free: float, others: float | None = None) -> ScoringPlan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
+from longrope.host_memory import CGROUPS
 
 
 def gpu_room(gpus: int, gpus_per_worker: float) -> int:

@@ -21,7 +21,7 @@ from longrope.finetune.adapters import add_adapters
 from longrope.finetune.attention_projections import train_only_attention
 from longrope.finetune.estimate import Estimate, check_fits, describe, estimate, format_duration
 from longrope.finetune.flops import TrainingFlops, forward_attention
-from longrope.finetune.hardware import Hardware, free_host_memory, peak_flops
+from longrope.finetune.hardware import Hardware, peak_flops
 from longrope.finetune.memory import _layer, _Numbers, training_memory
 from longrope.finetune.model_shape import ModelShape
 from longrope.finetune.settings import AdapterSettings, FinetuneSettings, MemorySettings
@@ -373,7 +373,6 @@ def test_a_cpu_holds_the_parts_of_all_processes() -> None:
     two = training_memory(SHAPE, chosen(4096), Hardware(devices=2, devices_per_node=2, host_memory=64 * GIB))
     assert one.device == {}
     assert two.host["weights"] == 2 * one.host["weights"] == 8 * SHAPE.parameters
-    assert free_host_memory() > 0
 
 
 @settings(max_examples=40)

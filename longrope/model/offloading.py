@@ -1,0 +1,66 @@
+"""Models whose layers do not fit where they compute: kept in the memory of the host or on disk, loaded one at a time.
+
+accelerate loads the weights of such a module before each of its forward passes, and drops them after it. A layer that
+goes over a long sample in many chunks holds them from its first chunk to its last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+
+
+def device_map(config: Any, device: str, layers: Literal["cpu", "disk"]) -> dict[str, str]:
+    """Accelerate's device map of a causal model: its decoder layers here, and all else on the device.
+
+    Args:
+        config: the transformers config.
+        device: where everything computes.
+        layers: where the weights of the decoder layers are kept.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    found: dict[str, str] = {}
+    for name, child in model.named_children():
+        if child is model.base_model:
+            found |= {f"{name}.{part}": layers if part == "layers" else device for part, _ in child.named_children()}
+        else:
+            found[name] = device
+    return found
+
+
+@contextmanager
+def weights_held(layer: Any) -> Iterator[None]:
+    """The weights of a layer where it computes, until the block ends; nothing happens where they are there anyway."""
+    offloaded = [module for module in layer.modules() if getattr(getattr(module, "_hf_hook", None), "offload", False)]
+    hooks = [module._hf_hook for module in offloaded]
+    try:
+        for module, hook in zip(offloaded, hooks, strict=True):
+            hook.pre_forward(module)
+            module._hf_hook = _moves_inputs_only(hook.execution_device)
+        yield
+    finally:
+        for module, hook in zip(offloaded, hooks, strict=True):
+            if module._hf_hook is not hook:
+                module._hf_hook = hook
+                hook.post_forward(module, None)
+
+
+def _moves_inputs_only(device: Any) -> Any:
+    from accelerate.hooks import AlignDevicesHook
+
+    return AlignDevicesHook(execution_device=device)
+
+
+def computes_on(module: Any) -> torch.device:
+    """Where a module with a weight computes, wherever that is kept."""
+    weight: torch.Tensor = module.weight
+    if weight.device.type != "meta":
+        return weight.device
+    device = module._hf_hook.execution_device
+    return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
