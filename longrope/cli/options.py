@@ -130,6 +130,13 @@ GpusPerWorker = Annotated[
     float | None,
     typer.Option(help="GPUs of each evaluator: 1, several, or a fraction [1 on GPUs].", rich_help_panel=_RUN),
 ]
+Sp = Annotated[
+    int,
+    typer.Option(
+        help="Processes, each with the model on a GPU of its own, that score every long sample together.",
+        rich_help_panel=_RUN,
+    ),
+]
 Batch = Annotated[
     int | None,
     typer.Option(help="Candidates in one forward pass (as many as fill a GPU; 1 on a CPU).", rich_help_panel=_RUN),
@@ -154,6 +161,7 @@ def execution_options(
     workers: Workers = None,
     threads_per_worker: ThreadsPerWorker = 1,
     gpus_per_worker: GpusPerWorker = None,
+    sp: Sp = 1,
     executor: Executor = "local",
     ray_address: RayAddress = None,
     resume: Resume = False,
@@ -196,6 +204,7 @@ def execution_settings(options: dict[str, Any]) -> ExecutionSettings:
         workers=options["workers"],
         threads_per_worker=options["threads_per_worker"],
         gpus_per_worker=options["gpus_per_worker"],
+        sp=options["sp"],
         batch=options.get("batch"),
         executor=options["executor"],
         ray_address=options["ray_address"],

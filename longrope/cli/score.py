@@ -29,7 +29,10 @@ def score(
     ] = "",
     model_revision: o.ModelRevision = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads (as many as there are cores).")] = None,
-    gpus: Annotated[int, typer.Option(help="GPUs that the layers of the model are spread over.")] = 1,
+    gpus: Annotated[int | None, typer.Option(help="GPUs that the layers of the model are spread over.")] = None,
+    sp: Annotated[
+        int, typer.Option(help="Processes, each with the model on a GPU of its own, that score the text together.")
+    ] = 1,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     attn: o.Attn = "sdpa",
@@ -58,8 +61,9 @@ def score(
         method=method,
         execution=ExecutionSettings(
             workers=1,
-            threads_per_worker=usable_cpus() if threads is None else threads,
+            threads_per_worker=max(usable_cpus() // sp, 1) if threads is None else threads,
             gpus_per_worker=gpus,
+            sp=sp,
             dtype=dtype,
             device=device,
             attention=attn,

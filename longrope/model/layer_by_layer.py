@@ -18,9 +18,10 @@ import torch
 from transformers import AttentionInterface
 
 from longrope.model.causal_attention import causal_attention
-from longrope.model.layer_keys import LayerKeys
+from longrope.model.layer_keys import KeysCollectedError, LayerKeys
 from longrope.model.offloading import weights_held
 from longrope.model.residual import DeviceResidual, HostResidual, Residual
+from longrope.model.sequence_split import SequenceSplit
 
 LEAST_CHUNK = 64
 """Tokens of a chunk at which running out of memory is an error."""
@@ -40,9 +41,17 @@ class LayerByLayer:
         batch: token ids (B, T), on the device of the embeddings.
         chunk: tokens at a time; halved where memory runs out.
         on_host: whether the residual stream is in the memory of the host.
+        split: this process's place among several that work on the sample together; None for one alone.
     """
 
-    def __init__(self, decoder: Any, batch: torch.Tensor, chunk: int, on_host: bool = False) -> None:
+    def __init__(
+        self,
+        decoder: Any,
+        batch: torch.Tensor,
+        chunk: int,
+        on_host: bool = False,
+        split: SequenceSplit | None = None,
+    ) -> None:
         self._decoder = decoder
         self._layers = list(decoder.layers)
         self._stand_ins = [_StandIn(layer) for layer in self._layers]
@@ -50,26 +59,46 @@ class LayerByLayer:
         self._length = batch.shape[1]
         self._chunk = chunk
         self._residual: type[HostResidual | DeviceResidual] = HostResidual if on_host else DeviceResidual
+        self._split = split
         self._keys = LayerKeys(self._length)
         self._known: dict[tuple[int, int], list[dict[str, Any]]] = {}
         implementation = decoder.config._attn_implementation
         self._attention = implementation if implementation in _FLASH else _CHUNKED
 
     def run(self, first: int = 0) -> Iterator[tuple[int, torch.Tensor]]:
-        """Final hidden states from position ``first`` on, part by part: where it starts, and (B, n, D)."""
+        """Final hidden states from position ``first`` on, part by part: where it starts, and (B, n, D).
+
+        Of several processes each gives those of its own parts of the sample.
+        """
+        ranges = [(0, self._length)] if self._split is None else self._split.parts(self._length)
         # Under an implementation that transformers does not know, the decoder makes no masks.
         with torch.inference_mode(), _implementation(self._decoder, _CHUNKED), self._standing_in():
-            parts = self._parts(0, self._embed)
-            _, hidden = next(parts)
-            residual = self._residual(hidden, self._length)
-            for start, made in chain([(0, hidden)], parts):
-                residual.write(start, made)
-            del hidden
+            residuals = [(begin, end, self._embedded(begin, end)) for begin, end in ranges]
             for number, layer in enumerate(self._layers):
                 with weights_held(layer):
-                    for start, made in self._parts(0, partial(self._forward, number, residual)):
-                        residual.write(start, made)
-            yield from self._parts(first, partial(self._finish, residual))
+                    self._pass(number, residuals)
+            for begin, end, residual in residuals:
+                yield from self._parts(max(begin, first), end, partial(self._finish, residual))
+
+    def _embedded(self, begin: int, end: int) -> Residual:
+        """What the first layer is given of a part of the sample."""
+        parts = self._parts(begin, end, self._embed)
+        first, hidden = next(parts)
+        residual = self._residual(hidden, begin, end)
+        for start, made in chain([(first, hidden)], parts):
+            residual.write(start, made)
+        return residual
+
+    def _pass(self, number: int, residuals: list[tuple[int, int, Residual]]) -> None:
+        """Exchange the residual stream for what a layer makes of it."""
+        if self._split is not None:
+            for begin, end, residual in residuals:
+                for _ in self._parts(begin, end, partial(self._collect, number, residual)):
+                    pass
+            self._split.gather(self._keys, self._length)
+        for begin, end, residual in residuals:
+            for start, made in self._parts(begin, end, partial(self._forward, number, residual)):
+                residual.write(start, made)
 
     def _embed(self, start: int, stop: int) -> torch.Tensor:
         """What the first layer is given."""
@@ -83,6 +112,17 @@ class LayerByLayer:
             out = self._layers[number](residual.read(start, stop), **given)
         made: torch.Tensor = out[0] if isinstance(out, tuple) else out
         return made
+
+    def _collect(self, number: int, residual: Residual, start: int, stop: int) -> torch.Tensor:
+        """Only the keys and values that a layer makes of a part of the residual stream."""
+        self._keys.only = True
+        try:
+            self._forward(number, residual, start, stop)
+        except KeysCollectedError:
+            pass
+        finally:
+            self._keys.only = False
+        return self._batch[:, start:stop]
 
     def _finish(self, residual: Residual, start: int, stop: int) -> torch.Tensor:
         """What the decoder makes of what its last layer made."""
@@ -109,14 +149,16 @@ class LayerByLayer:
         ).last_hidden_state
         return hidden
 
-    def _parts(self, first: int, work: Callable[[int, int], torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
-        """Where each chunk from ``first`` on starts, and what ``work`` makes of it.
+    def _parts(
+        self, first: int, end: int, work: Callable[[int, int], torch.Tensor]
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Where each chunk from ``first`` to ``end`` starts, and what ``work`` makes of it.
 
         Where memory runs out the same chunk is begun again as a smaller one, and so are all after it.
         """
         start = first
-        while start < self._length:
-            stop = min(start + self._chunk, self._length)
+        while start < end:
+            stop = min(start + self._chunk, end)
             self._keys.start = start
             made = None
             try:

@@ -7,6 +7,10 @@ from typing import Any
 import torch
 
 
+class KeysCollectedError(Exception):
+    """Raised through a layer whose keys and values were all that was wanted of it."""
+
+
 class LayerKeys:
     """What a layer of transformers takes for a cache, and writes its keys and values to.
 
@@ -18,18 +22,31 @@ class LayerKeys:
 
     Attributes:
         start: position of the first token of the chunk that comes next.
+        only: whether keys and values are all that is wanted of a layer.
     """
 
     def __init__(self, length: int) -> None:
         self.start = 0
+        self.only = False
         self._length = length
         self._buffers: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a chunk's keys and values, (B, G, n, d) and (B, G, n, e), and give all up to its end."""
-        return self._write("key", key_states), self._write("value", value_states)
+        """Write a chunk's keys and values, (B, G, n, d) and (B, G, n, e), and give all up to its end.
+
+        Raises:
+            KeysCollectedError: if they were all that is wanted.
+        """
+        written = self._write("key", key_states), self._write("value", value_states)
+        if self.only:
+            raise KeysCollectedError
+        return written
+
+    def buffers(self) -> list[torch.Tensor]:
+        """All keys, and all values, (B, G, T, d) and (B, G, T, e), in one order in all processes."""
+        return list(self._buffers.values())
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions before the chunk."""

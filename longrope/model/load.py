@@ -13,7 +13,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
@@ -25,6 +25,7 @@ from longrope.exceptions import SettingsError, UnsupportedModelError
 from longrope.host_memory import free_host_memory
 from longrope.model.architectures import ARCHITECTURES
 from longrope.model.offloading import device_map
+from longrope.model.split_model import split_over
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -57,6 +58,7 @@ class ModelSource:
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         device: ``cpu``, ``cuda``, ``mps``, ``xpu``, or ``auto`` to spread over all visible GPUs.
         attention: transformers' attention implementation.
+        sp: processes, each with the model on a GPU of its own, that score long samples together.
     """
 
     name: str
@@ -65,11 +67,12 @@ class ModelSource:
     device: str = "cpu"
     attention: str = "sdpa"
     trust_remote_code: bool = False
+    sp: int = 1
 
     @property
     def on_gpu(self) -> bool:
         """Whether it is loaded on one GPU or several."""
-        return self.device in ("cuda", "auto")
+        return self.device == "auto" or self.device.startswith("cuda")
 
     def folder(self, weights: bool = True) -> Path:
         """The local folder of the model; downloads a hub model that is not in the cache yet.
@@ -156,7 +159,10 @@ class ModelSource:
             model = self.load_pretrained(**options)
         if not placement:
             model = model.to(self.device)
-        return model.eval().requires_grad_(False)
+        model = model.eval().requires_grad_(False)
+        if self.sp > 1:
+            split_over(model, self, self.sp)
+        return model
 
     def _load_with_folder(self, **options: Any) -> Any:
         """With a folder, as long as the model lives, for what is kept on disk and is in none of the model's files:
@@ -178,13 +184,13 @@ class ModelSource:
         files = sum(path.stat().st_size for path in self.folder().glob("*.safetensors"))
         size = files * DTYPES[self.dtype].itemsize / stored.itemsize
         host = _HOST_SHARE * free_host_memory()
-        if self.device == "cuda":
-            fits = size <= _GPU_SHARE * torch.cuda.get_device_properties(0).total_memory
+        if self.device.startswith("cuda"):
+            fits = size <= _GPU_SHARE * torch.cuda.get_device_properties(self.device).total_memory
         else:
             fits = self.device != "cpu" or size <= host
         if fits:
             return None
-        kept: Literal["cpu", "disk"] = "cpu" if self.device == "cuda" and size <= host else "disk"
+        kept: Literal["cpu", "disk"] = "cpu" if self.device.startswith("cuda") and size <= host else "disk"
         warnings.warn(
             f"the weights of {self.name} do not fit on {self.device}: the layers are read from "
             f"{'main memory' if kept == 'cpu' else 'disk'}, one at a time, for every text",
@@ -241,6 +247,7 @@ def resolve_source(
     revision: str | None = None,
     gpus_per_worker: float = 1,
     elsewhere: bool = False,
+    sp: int = 1,
 ) -> ModelSource:
     """Turn what the user asked for into one definite ModelSource.
 
@@ -250,6 +257,7 @@ def resolve_source(
 
     Args:
         elsewhere: the model will be loaded on other machines, so that a GPU asked for need not be one of this machine.
+        sp: processes that score long samples together.
 
     Raises:
         SettingsError: for an unknown dtype, device or attention.
@@ -257,10 +265,10 @@ def resolve_source(
     dtype, device = resolve_numbers(dtype, device, attention, gpus_per_worker, elsewhere)
     if elsewhere and Path(name).is_dir():
         name = str(Path(name).resolve())  # evaluators on a cluster run in folders of their own
-    source = ModelSource(name, revision, dtype, device, attention, trust_remote_code)
+    source = ModelSource(name, revision, dtype, device, attention, trust_remote_code, sp)
     folder = source.folder()
     if not Path(name).is_dir() and folder.parent.name == "snapshots":
-        source = ModelSource(name, folder.name, dtype, device, attention, trust_remote_code)
+        source = replace(source, revision=folder.name)
     return source
 
 

@@ -24,17 +24,20 @@ class DeviceResidual(Residual):
 
     Args:
         like: a part of it, which tells all but the length.
-        length: positions T.
+        begin: the first position.
+        end: the one after the last.
     """
 
-    def __init__(self, like: torch.Tensor, length: int) -> None:
-        self._states = like.new_empty(like.shape[0], length, like.shape[2])
+    def __init__(self, like: torch.Tensor, begin: int, end: int) -> None:
+        self._begin = begin
+        self._states = like.new_empty(like.shape[0], end - begin, like.shape[2])
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        return self._states[:, start:stop]
+        return self._states[:, start - self._begin : stop - self._begin]
 
     def write(self, start: int, states: torch.Tensor) -> None:
-        self._states[:, start : start + states.shape[1]] = states
+        first = start - self._begin
+        self._states[:, first : first + states.shape[1]] = states
 
 
 class HostResidual(Residual):
@@ -42,14 +45,15 @@ class HostResidual(Residual):
 
     Args:
         like: a part of it, which tells all but the length, and the device where it is computed.
-        length: positions T.
+        begin: the first position.
+        end: the one after the last.
     """
 
-    def __init__(self, like: torch.Tensor, length: int) -> None:
+    def __init__(self, like: torch.Tensor, begin: int, end: int) -> None:
         self._device = like.device
-        self._length = length
+        self._begin, self._end = begin, end
         on_gpu = like.device.type == "cuda"
-        shape = like.shape[0], length, like.shape[2]
+        shape = like.shape[0], end - begin, like.shape[2]
         self._states = torch.empty(shape, dtype=like.dtype, pin_memory=on_gpu)
         # One stream for both ways: what is fetched was put back before, in this order.
         self._stream = torch.cuda.Stream(like.device) if on_gpu else None
@@ -65,12 +69,12 @@ class HostResidual(Residual):
             current = torch.cuda.current_stream(self._device)
             current.wait_event(event)
             states.record_stream(current)
-        if stop < self._length:
-            self._fetch(stop, min(2 * stop - start, self._length))
+        if stop < self._end:
+            self._fetch(stop, min(2 * stop - start, self._end))
         return states
 
     def write(self, start: int, states: torch.Tensor) -> None:
-        place = self._states[:, start : start + states.shape[1]]
+        place = self._place(start, start + states.shape[1])
         if self._stream is None:
             place.copy_(states)
             return
@@ -81,8 +85,11 @@ class HostResidual(Residual):
 
     def _fetch(self, start: int, stop: int) -> None:
         if self._stream is None:
-            self._fetched = start, stop, self._states[:, start:stop].to(self._device, copy=True), None
+            self._fetched = start, stop, self._place(start, stop).to(self._device, copy=True), None
             return
         with torch.cuda.stream(self._stream):
-            states = self._states[:, start:stop].to(self._device, non_blocking=True)
+            states = self._place(start, stop).to(self._device, non_blocking=True)
             self._fetched = start, stop, states, self._stream.record_event()
+
+    def _place(self, start: int, stop: int) -> torch.Tensor:
+        return self._states[:, start - self._begin : stop - self._begin]

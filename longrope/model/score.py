@@ -7,7 +7,7 @@ and each slice is reduced to sums before the next is made.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,11 +16,14 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from longrope.exceptions import RunFailedError
 from longrope.model.architectures import architecture_for
 from longrope.model.attach import Attachment, attached
 from longrope.model.layer_by_layer import LayerByLayer
 from longrope.model.offloading import computes_on
-from longrope.model.scoring_plan import plan_scoring
+from longrope.model.scoring_plan import ScoringPlan, plan_scoring
+from longrope.model.sequence_split import SequenceSplit
+from longrope.model.split_model import Request, peers_of
 from longrope.rope.factors import RopeFactors
 from longrope.rope.rotary import Mode
 
@@ -53,14 +56,9 @@ def score_blocks(
     Returns:
         NLL sums in nats, float64, (C, ceil(T / 256)).
     """
-    ids = torch.tensor(np.asarray(tokens), dtype=torch.long)
-    # On the CPU, where sums have one order on every run, and float64 exists whatever the device.
-    sums = torch.zeros(len(factors), math.ceil(len(ids) / BLOCK), dtype=torch.float64)
-
-    def add(start: int, nll: torch.Tensor) -> None:
-        sums.index_add_(1, torch.arange(start, start + nll.shape[1]) // BLOCK, nll)
-
-    _score_slices(model, ids, factors, mode, attachment, first, add)
+    nll = _nll(model, tokens, factors, mode, first, attachment)
+    sums = torch.zeros(len(factors), math.ceil(len(tokens) / BLOCK), dtype=torch.float64)
+    sums.index_add_(1, torch.arange(first, len(tokens)) // BLOCK, nll)
     return sums.numpy()
 
 
@@ -83,11 +81,8 @@ def score_tokens(
     Returns:
         Nats, float64, (T - first,).
     """
-    ids = torch.tensor(np.asarray(tokens), dtype=torch.long)
-    assert 1 <= first < len(ids)
-    parts: list[torch.Tensor] = []
-    _score_slices(model, ids, [factors], mode, None, first, lambda start, nll: parts.append(nll[0]))
-    return torch.cat(parts).numpy()
+    assert 1 <= first < len(tokens)
+    return _nll(model, tokens, [factors], mode, first)[0].numpy()
 
 
 def score_continuations(
@@ -137,43 +132,73 @@ def score_continuations(
     return list(zip(sums, (bool(part.all()) for part in torch.cat(greedy).split(counts)), strict=True))
 
 
-def _score_slices(
+def _nll(
     model: Any,
-    ids: torch.Tensor,
+    tokens: Sequence[int] | npt.NDArray[Any] | torch.Tensor,
     factors: Sequence[RopeFactors],
     mode: Mode,
-    attachment: Attachment | None,
     first: int,
-    take: Callable[[int, torch.Tensor], None],
-) -> None:
-    """Give the position of each slice's first token, and the NLL (C, n) of its tokens; no logits exist as a whole."""
+    attachment: Attachment | None = None,
+) -> torch.Tensor:
+    """NLL of every token from ``first`` on under each of the factors, (C, T - first).
+
+    In float64 on the CPU, where sums have one order on every run, whatever the device.
+    """
+    ids = np.asarray(tokens).astype(np.int64)
+    assert len(ids) >= 2, "a sample needs at least two tokens"
+    peers = peers_of(model)
+    decoder = architecture_for(model.config).decoder_of(model)
+    plan = plan_scoring(decoder, len(factors), len(ids), 1 if peers is None else peers.place.size)
+    request = Request(ids, tuple(factors), mode, first, plan)
+    if peers is None or len(ids) <= plan.chunk:
+        return nll_of_own_parts(model, request, None, attachment)
+    peers.announce(request)
+    try:
+        return nll_of_own_parts(model, request, peers.place, attachment)
+    except BaseException as error:
+        peers.close()  # they wait for what will not come
+        if peers.failure is not None:
+            raise RunFailedError(peers.failure) from error
+        raise
+
+
+def nll_of_own_parts(
+    model: Any, request: Request, split: SequenceSplit | None, attachment: Attachment | None = None
+) -> torch.Tensor:
+    """The result of a request, which all processes of a split compute together; no logits exist as a whole."""
     architecture = architecture_for(model.config)
     decoder = architecture.decoder_of(model)
-    length = len(ids)
-    assert length >= 2, "a sample needs at least two tokens"
-    count = len(factors)
-    batch = ids.to(computes_on(decoder.get_input_embeddings())).expand(count, length)  # (C, T)
-    attaching = attached(model, factors[0], mode=mode) if attachment is None else _unpinned_after(attachment)
+    length, count, first = len(request.tokens), len(request.factors), request.first
+    device = computes_on(decoder.get_input_embeddings())
+    batch = torch.from_numpy(request.tokens).to(device).expand(count, length)  # (C, T)
+    found = torch.zeros(count, length - first, dtype=torch.float64)
+    attaching = (
+        attached(model, request.factors[0], mode=request.mode) if attachment is None else _unpinned_after(attachment)
+    )
     with torch.inference_mode(), attaching as attachment:
-        attachment.pin_rows(factors, length)
+        attachment.pin_rows(request.factors, length)
         step = slice_length(count, model.config.vocab_size)
-        for begin, hidden in _final_hidden(decoder, batch, first - 1):
+        for begin, hidden in _final_hidden(decoder, batch, first - 1, request.plan, split):
             for start in range(max(begin, first - 1), min(begin + hidden.shape[1], length - 1), step):
                 stop = min(start + step, begin + hidden.shape[1], length - 1)
                 logits = architecture.logits(model, hidden[:, start - begin : stop - begin]).float()  # (C, n, V)
                 targets = batch[:, start + 1 : stop + 1].to(logits.device)  # (C, n)
                 nll = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
                 del logits
-                take(start + 1, nll.view(count, -1).cpu().double())
+                found[:, start + 1 - first : stop + 1 - first] = nll.view(count, -1).cpu().double()
+    if split is not None:
+        split.sum(found)
+    return found
 
 
-def _final_hidden(decoder: Any, batch: torch.Tensor, first: int) -> Iterator[tuple[int, torch.Tensor]]:
+def _final_hidden(
+    decoder: Any, batch: torch.Tensor, first: int, plan: ScoringPlan, split: SequenceSplit | None
+) -> Iterator[tuple[int, torch.Tensor]]:
     """Hidden states from the position ``first`` on, or from one before it: where they start, and (C, n, D)."""
-    plan = plan_scoring(decoder, *batch.shape)
     if batch.shape[1] <= plan.chunk:
         yield 0, decoder(input_ids=batch, use_cache=False).last_hidden_state
     else:
-        yield from LayerByLayer(decoder, batch, plan.chunk, plan.on_host).run(first)
+        yield from LayerByLayer(decoder, batch, plan.chunk, plan.on_host, split).run(first)
 
 
 def perplexity(nll: float, tokens: int) -> float:

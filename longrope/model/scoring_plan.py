@@ -5,6 +5,7 @@ Decided from sizes alone, never from what happens to be free, so that equal mach
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,8 +82,8 @@ class LayerSizes:
         )
 
 
-def plan_scoring(decoder: Any, rows: int, length: int) -> ScoringPlan:
-    """The plan for a sample of ``length`` tokens under ``rows`` candidates at a time."""
+def plan_scoring(decoder: Any, rows: int, length: int, processes: int = 1) -> ScoringPlan:
+    """The plan for a sample of ``length`` tokens under ``rows`` candidates, of which each process has its share."""
     embeddings = decoder.get_input_embeddings()
     first = computes_on(embeddings)
     if first.type != "cuda":
@@ -99,21 +100,24 @@ def plan_scoring(decoder: Any, rows: int, length: int) -> ScoringPlan:
     }
     others = [bytes_ for device, bytes_ in free.items() if device != first]
     number = rows * embeddings.weight.element_size()
-    return fit(LayerSizes.of(decoder.config), number, length, free[first], min(others, default=None))
+    return fit(LayerSizes.of(decoder.config), number, length, free[first], min(others, default=None), processes)
 
 
-def fit(sizes: LayerSizes, number: int, length: int, free: float, others: float | None = None) -> ScoringPlan:
+def fit(
+    sizes: LayerSizes, number: int, length: int, free: float, others: float | None = None, processes: int = 1
+) -> ScoringPlan:
     """The largest chunk for which there is memory, with the residual stream on the device if it fits at all.
 
     Args:
         number: bytes of a number, of all rows together.
         free: bytes beside the weights on the GPU that would hold the residual stream.
         others: the least of the other GPUs that layers are spread over; each holds keys and values of a layer.
+        processes: that share the residual stream of a sample.
     """
     for on_host in (False, True):
         for chunk in GPU_CHUNKS:
             spread = number * (length * sizes.kept + chunk * sizes.at_work) + RESERVED
-            stream = 0 if on_host else number * length * sizes.hidden
+            stream = 0 if on_host else number * math.ceil(length / processes) * sizes.hidden
             if spread + stream <= USABLE * free and (others is None or spread <= USABLE * others):
                 return ScoringPlan(chunk, on_host)
     return ScoringPlan(GPU_CHUNKS[-1], True)

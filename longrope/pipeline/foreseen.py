@@ -102,9 +102,12 @@ def _after(stage: Stage, trained: ModelRope, rope: ModelRope) -> tuple[ModelRope
 
 
 def _check_execution(execution: ExecutionSettings, source: ModelSource, config: Any) -> None:
-    share = 1 if execution.gpus_per_worker is None else execution.gpus_per_worker
     dtype, device = resolve_numbers(
-        execution.dtype, execution.device, execution.attention, share, execution.ray_address is not None
+        execution.dtype,
+        execution.device,
+        execution.attention,
+        execution.gpus_per_model,
+        execution.ray_address is not None,
     )
     check_attention(config, execution.attention)
     check_execution(execution, replace(source, dtype=dtype, device=device, attention=execution.attention))

@@ -36,7 +36,7 @@ _CHUNK = 1 << 20
 _PLACES = ("model", "output", "factors", "revision", "resume", "trust_remote_code")
 _FREE_TRAINING = ("save_steps", "save_limit", "log_steps", "report_to", "held_out", "memory", "kernel")
 """What changes nothing of trained weights but rounding."""
-_NUMERIC = ("dtype", "attention", "threads_per_worker")
+_NUMERIC = ("dtype", "attention", "threads_per_worker", "sp")
 """What of an execution changes scores."""
 
 

@@ -26,6 +26,7 @@ def scoring_memory(
     gpus: int = 1,
     attention: str = "sdpa",
     memory: float | None = None,
+    processes: int = 1,
 ) -> dict[str, float]:
     """Bytes on the GPU that holds most, by what they are for.
 
@@ -34,17 +35,22 @@ def scoring_memory(
         gpus: that the layers of the model are spread over.
         attention: ``eager`` holds the square of scores of a layer that takes the text as a whole.
         memory: bytes of a GPU, by which chunks are chosen; None on CPU.
+        processes: each with a GPU and all weights, that score the text together.
     """
     weights = float(number) * shape.parameters / gpus
     query, key, value = shape.heads * shape.key_dim, shape.kv_heads * shape.key_dim, shape.kv_heads * shape.value_dim
     sizes = LayerSizes(shape.hidden, query, key, value, shape.mlp / shape.hidden / 3)
-    plan = ScoringPlan(CPU_CHUNK) if memory is None else fit(sizes, number, work.length, memory - weights)
+    plan = (
+        ScoringPlan(CPU_CHUNK)
+        if memory is None
+        else fit(sizes, number, work.length, memory - weights, processes=processes)
+    )
     if work.written or work.length <= plan.chunk:
         found = _as_a_whole(shape, work, number, attention)
     else:
         logits = min(plan.chunk, slice_length(1, shape.vocabulary)) * shape.vocabulary * _of_a_logit(number)
         found = {
-            "the residual stream": 0.0 if plan.on_host else float(number) * work.length * shape.hidden,
+            "the residual stream": 0.0 if plan.on_host else float(number) * work.length / processes * shape.hidden,
             "K and V of a layer": float(number) * work.length * sizes.kept,
             "a chunk at work": max(number * plan.chunk * sizes.at_work, logits),
             "cos and sin": min(2.0 * number * shape.key_dim * work.length, KEPT),

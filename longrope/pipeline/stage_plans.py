@@ -157,19 +157,19 @@ class StagePlanner:
         if not on_gpu:
             workers = execution.workers or replace(execution, ray_address=None).worker_count(False)
             assert workers is not None
-            return _Places(workers, 1.0, False, number, ())
+            return _Places(workers, 1.0, False, number, (), execution.sp)
         share, notes = execution.gpus(True), []
         cluster = execution.executor == "ray"
         room = hardware.devices if cluster else hardware.devices_per_node
         workers = execution.workers or max(gpu_room(room, share), 1)
-        places = _Places(workers, share, True, number, ())
+        places = _Places(workers, share, True, number, (), execution.sp)
         if places.gpus > room:
             notes.append(f"asks for {places.gpus} GPUs, more than the {room} that this plan has")
         if not cluster and execution.workers is None and hardware.devices > room:
             notes.append(
                 f"the local executor works on one node of {hardware.devices // room}; set executor: ray for all"
             )
-        if share > 1:
+        if execution.gpus_per_model > 1:
             notes.append(
                 f"the layers of a model on {share:g} GPUs work one after the other, so that {share:g} GPUs are as fast "
                 "as one"
@@ -186,7 +186,7 @@ class StagePlanner:
 
         def seconds(work: Work) -> float:
             alone = piece_seconds(self._shape, work, places.number, peak, reads, self._utilisation)
-            return alone / min(places.share, 1.0)
+            return alone / (places.sp if not work.written else 1) / min(places.share, 1.0)
 
         return seconds
 
@@ -196,21 +196,23 @@ class StagePlanner:
 
         def needed(gpus: int) -> float:
             memory = hardware.memory if places.on_gpu else None
-            return sum(scoring_memory(self._shape, work, places.number, gpus, attention, memory).values())
+            parts = scoring_memory(self._shape, work, places.number, gpus, attention, memory, places.sp)
+            return sum(parts.values())
 
         told = f"a text of {format_length(work.length)}"
         if not places.on_gpu:
-            memory = needed(1) * places.workers
+            each = needed(1) * places.sp
+            memory = each * places.workers
             if memory <= hardware.host_memory:
                 return memory, None
-            room = int(hardware.host_memory // needed(1))
+            room = int(hardware.host_memory // each)
             change = f"execution.workers: {room} would make it fit" if room else "use a machine with more memory"
             return memory, (
-                f"does not fit: {told} needs {_gib(needed(1))} in each of {places.workers} workers, and "
+                f"does not fit: {told} needs {_gib(each)} in each of {places.workers} workers, and "
                 f"{_gib(hardware.host_memory)} are free; {change}"
             )
         assert hardware.memory is not None
-        spread = max(int(places.share), 1)
+        spread = max(int(places.share), 1) if places.sp == 1 else 1
         together = max(int(1 / places.share + 1e-9), 1)  # workers that share a GPU
         memory = needed(spread) * min(together, places.workers)
         if memory <= hardware.memory:
@@ -274,7 +276,7 @@ class StagePlanner:
         if peak is None or not on_gpu:
             return replace(found, seconds=None)
         share = self._utilisation.of_training(settings.seq_length)
-        places = _Places(workers, 1.0, True, 2, ())
+        places = _Places(workers, 1.0, True, 2, (), 1)
         scoring = self._assumed(places)
         assert scoring is not None
         seconds = settings.steps * needs.flops.hardware / (peak * hardware.devices * share)
@@ -288,6 +290,7 @@ class _Places:
     Attributes:
         share: GPUs of each: several, or a fraction.
         number: bytes of a number of the model as they load it.
+        sp: processes of each that score a text together.
     """
 
     workers: int
@@ -295,6 +298,7 @@ class _Places:
     on_gpu: bool
     number: int
     notes: tuple[str, ...]
+    sp: int
 
     @property
     def gpus(self) -> int:

@@ -39,7 +39,8 @@ def open_model(name: str, execution: ExecutionSettings, revision: str | None = N
         attention=execution.attention,
         trust_remote_code=execution.trust_remote_code,
         revision=revision,
-        gpus_per_worker=1 if execution.gpus_per_worker is None else execution.gpus_per_worker,
+        gpus_per_worker=execution.gpus_per_model,
+        sp=execution.sp,
         elsewhere=execution.ray_address is not None,
     )
     folder = source.folder()
@@ -56,4 +57,5 @@ def numeric_settings(model: LoadedModel, execution: ExecutionSettings) -> dict[s
         "device": "cuda" if model.source.device == "auto" else model.source.device.split(":")[0],
         "attention": model.source.attention,
         "threads_per_worker": execution.threads_per_worker,
+        **({"sp": execution.sp} if execution.sp > 1 else {}),
     }

@@ -20,6 +20,8 @@ class ExecutionSettings:
         workers: evaluators; one a GPU, or one for every ``threads_per_worker`` CPU cores, when not given.
         threads_per_worker: CPU threads of each evaluator; fixed, because it can change the last bits of a score.
         gpus_per_worker: whole, several (the model is spread over them) or a fraction (evaluators share one).
+        sp: processes, each with the model on a GPU of its own, that score every long sample together. Can change the
+            last bits of a score.
         batch: candidates scored in one forward pass of a search or readjustment; measured before it on a GPU, and 1 on
             a CPU, when not given. Can change the last bits of a score, so the journal keeps the number.
         executor: ``local`` or ``ray``.
@@ -31,6 +33,7 @@ class ExecutionSettings:
     workers: int | None = None
     threads_per_worker: int = 1
     gpus_per_worker: float | None = None
+    sp: int = 1
     batch: int | None = None
     executor: str = "local"
     ray_address: str | None = None
@@ -53,6 +56,13 @@ class ExecutionSettings:
             raise SettingsError(f"workers is {self.workers}; give at least 1")
         if self.threads_per_worker < 1:
             raise SettingsError(f"threads per worker is {self.threads_per_worker}; give at least 1")
+        if self.sp < 1:
+            raise SettingsError(f"sp is {self.sp}; give at least 1")
+        if self.sp > 1 and self.gpus_per_worker not in (None, self.sp):
+            raise SettingsError(
+                f"sp is {self.sp} and GPUs per worker {self.gpus_per_worker:g}; each process has one GPU, so leave the "
+                "GPUs per worker away"
+            )
         if self.batch is not None and self.batch < 1:
             raise SettingsError(f"batch is {self.batch}; give at least 1")
         if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
@@ -60,7 +70,12 @@ class ExecutionSettings:
 
     def gpus(self, on_gpu: bool) -> float:
         """GPUs of each worker, given whether the model is loaded on one."""
-        return (1.0 if self.gpus_per_worker is None else self.gpus_per_worker) if on_gpu else 0.0
+        return (float(self.sp) if self.gpus_per_worker is None else self.gpus_per_worker) if on_gpu else 0.0
+
+    @property
+    def gpus_per_model(self) -> float:
+        """GPUs that the layers of a model are spread over, or its share of one."""
+        return 1.0 if self.gpus_per_worker is None or self.sp > 1 else self.gpus_per_worker
 
     def worker_count(self, on_gpu: bool) -> int | None:
         """Workers to start; where the user named no number, what this machine has room for, or None on a cluster."""
@@ -73,4 +88,4 @@ class ExecutionSettings:
             import torch
 
             return max(gpu_room(torch.cuda.device_count(), share), 1)
-        return max(usable_cpus() // self.threads_per_worker, 1)
+        return max(usable_cpus() // (self.threads_per_worker * self.sp), 1)

@@ -253,6 +253,8 @@ SHARED = {
     "Ray's address without Ray": ("a ray address was given for the local executor", "execution: {ray_address: auto}"),
     "an unknown dtype": ("dtype 'int8' is not known", "execution: {dtype: int8}"),
     "an unknown attention": ("attention 'ring' is not known", "execution: {attention: ring}"),
+    "sp of 0": ("sp is 0", "execution: {sp: 0}"),
+    "sp and GPUs": ("each process has one GPU", "execution: {sp: 2, gpus_per_worker: 4}"),
     "GPUs below 0": ("GPUs per worker is -1", "execution: {gpus_per_worker: -1}"),
     "trust twice": ("trust_remote_code", "execution: {trust_remote_code: true}"),
     "a misspelt key": ("'worker' is no key of execution; did you mean 'workers'?", "execution: {worker: 8}"),

@@ -139,6 +139,7 @@ CHANGES: dict[str, dict[str, str]] = {
         "execution.dtype": "bfloat16",
         "execution.attention": "eager",
         "execution.threads_per_worker": "2",
+        "execution.sp": "2",
         "algorithm.population": "9",
         "algorithm.mutations": "3",
         "algorithm.crossovers": "3",

@@ -83,6 +83,10 @@ def seen(recipe: Any, folder: Path, done: tuple[str, ...] = ()) -> Foreseen:
     return foresee(recipe, standings(recipe, inputs, state, folder), folder)
 
 
+LONGER = "search-2m.target_length=8m"
+"""Than what one GPU can score."""
+
+
 def names(lines: list[str]) -> list[str]:
     """The stages that lines are of."""
     return [line.partition(": ")[2].partition(":")[0] for line in lines]
@@ -92,26 +96,28 @@ def names(lines: list[str]) -> list[str]:
 def test_stages_that_need_more_memory_than_a_gpu_has(
     read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = seen(read(), tmp_path / "run")
-    assert names(found.problems) == ["search-2m", "evaluate-passkey"]
+    assert names(seen(read(), tmp_path / "run").problems) == ["evaluate-passkey"]
+    found = seen(read(LONGER), tmp_path / "run")
+    assert names(found.problems) == ["search-8m", "evaluate-passkey"]
     search, passkey = found.problems
+    # 128 GiB of keys and values of a layer, and 12.6 of weights.
     assert search.startswith(
-        f"{str(tmp_path / 'recipe.yaml')!r} line 6: search-2m: does not fit: a text of 2m needs 207"
+        f"{str(tmp_path / 'recipe.yaml')!r} line 6: search-8m: does not fit: a text of 8m needs 141.9 GiB"
     )
     assert "GiB on a GPU, and 79.2 GiB are there; " in search
     assert "execution.gpus_per_worker: 2 would make it fit" in passkey
     assert found.notes == []
-    every = [stage.name for stage in read().stages]
-    assert names(seen(read(), tmp_path / "half", tuple(every[:3])).problems) == ["evaluate-passkey"]
+    every = [stage.name for stage in read(LONGER).stages]
+    assert names(seen(read(LONGER), tmp_path / "half", tuple(every[:3])).problems) == ["evaluate-passkey"]
     monkeypatch.setattr(foreseen, "plan", lambda recipe: 1 / 0)  # nothing is asked of a run that is done
-    assert seen(read(), tmp_path / "done", tuple(every)) == Foreseen()
+    assert seen(read(LONGER), tmp_path / "done", tuple(every)) == Foreseen()
 
 
 @pytest.mark.usefixtures("a100s")
 def test_settings_that_the_model_or_the_machine_cannot_have(read: Read, tmp_path: Path) -> None:
     def problem(*changes: str) -> str:
-        fits = ("search-2m.target_length=256k", "evaluate-passkey.execution.gpus_per_worker=2")
-        [found] = seen(read(*fits, *changes), tmp_path / "run").problems
+        fits = "evaluate-passkey.execution.gpus_per_worker=2"
+        [found] = seen(read(fits, *changes), tmp_path / "run").problems
         return found
 
     for change, told in {
@@ -162,11 +168,11 @@ def test_a_run_that_cannot_end_does_not_begin(read: Read, tmp_path: Path, monkey
     monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**30))
     heard = Moments()
     with pytest.raises(SettingsError, match=r"output: the run will leave .* are free; .*nothing was started"):
-        extend(read(), tmp_path / "run", heard)
-    assert names([note.removeprefix("error: ") for note in heard.notes]) == ["search-2m", "evaluate-passkey"]
+        extend(read(LONGER), tmp_path / "run", heard)
+    assert names([note.removeprefix("error: ") for note in heard.notes]) == ["search-8m", "evaluate-passkey"]
     assert not (tmp_path / "run").exists()
     heard = Moments()
     with pytest.raises(Began):
-        extend(read(), tmp_path / "run", heard, force=True)
+        extend(read(LONGER), tmp_path / "run", heard, force=True)
     assert [note.startswith("note: ") for note in heard.notes[:3]] == [True] * 3
-    assert "search-2m: does not fit" in heard.notes[0]
+    assert "search-8m: does not fit" in heard.notes[0]

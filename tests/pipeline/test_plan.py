@@ -302,6 +302,17 @@ def test_what_does_not_fit_says_what_would(write: Any) -> None:
 # Devices
 
 
+def test_processes_that_score_a_text_together(write: Any) -> None:
+    search = "- search: {target_length: 2m, algorithm: {algorithm: paper}, execution: {workers: 1%s}}"
+    alone, together = (one(write, search % more) for more in ("", ", sp: 8"))
+    assert (alone.devices, together.devices) == (1, 8)
+    assert together.seconds == pytest.approx((alone.seconds or 0) / 8, rel=0.01)
+    assert together.flops == alone.flops
+    # Each has all weights, and keys and values of all positions; of the residual stream, of 16 GiB, an eighth.
+    assert (alone.memory - together.memory) / 2**30 == pytest.approx(14, abs=0.1)
+    assert not any("one after the other" in note for note in together.notes)
+
+
 def test_layers_on_several_gpus_work_in_turn(write: Any) -> None:
     search = "- search: {target_length: %s, algorithm: {algorithm: paper}, execution: {workers: null%s}}"
     apart = one(write, search % ("128k", ", gpus_per_worker: 1"))
