@@ -18,7 +18,7 @@ import torch
 from transformers import AttentionInterface
 
 from longrope.model.causal_attention import causal_attention
-from longrope.model.layer_keys import KeysCollectedError, LayerKeys
+from longrope.model.layer_keys import KeysCollectedError, LayerKeys, attention_dtype
 from longrope.model.offloading import weights_held
 from longrope.model.residual import DeviceResidual, HostResidual, Residual
 from longrope.model.sequence_split import SequenceSplit
@@ -261,6 +261,7 @@ def _attend(
     """Causal attention as transformers calls it."""
     assert attention_mask is None, "a mask for a chunk of a sample without padding"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query = query.to(attention_dtype(query))
     return causal_attention(query, key, value, scale, sliding_window, softcap), None
 
 

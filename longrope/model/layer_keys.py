@@ -7,6 +7,12 @@ from typing import Any
 import torch
 
 
+def attention_dtype(states: torch.Tensor) -> torch.dtype:
+    """What queries, keys and values are computed in: under autocast its dtype, as torch's own attention does."""
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+
+
 class KeysCollectedError(Exception):
     """Raised through a layer whose keys and values were all that was wanted of it."""
 
@@ -53,6 +59,7 @@ class LayerKeys:
         return self.start
 
     def _write(self, name: str, states: torch.Tensor) -> torch.Tensor:
+        states = states.to(attention_dtype(states))
         rows, heads, new, size = states.shape
         place = (name, rows, heads, size, states.dtype, states.device)
         if place not in self._buffers:

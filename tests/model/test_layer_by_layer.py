@@ -57,6 +57,19 @@ def test_equals_a_plain_forward_pass_within_sliding_windows(make_tiny_model, chu
     assert plain != pytest.approx(others, rel=1e-3)
 
 
+def test_equals_a_plain_forward_pass_under_autocast(make_tiny_model, chunked):
+    """Where values come in half precision and rotated keys do not, as in mixed training."""
+    model, tokens, factors = make_tiny_model(), random_ids(LENGTH)[0], candidates("llama")
+
+    def mixed():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return score_blocks(model, tokens, factors)
+
+    full, plain, found = score_blocks(model, tokens, factors), chunked(LENGTH, mixed), chunked(100, mixed)
+    np.testing.assert_allclose(found, plain, rtol=0.01)
+    assert np.abs(plain / full - 1).max() > 1e-4
+
+
 @pytest.mark.parametrize("first", [1, 100, 101, 650, LENGTH - 1])
 def test_scores_from_a_position_on(make_tiny_model, chunked, first):
     model, tokens, factors = make_tiny_model(), random_ids(LENGTH)[0], candidates("llama")[0]
