@@ -187,6 +187,12 @@ def lengths(args: argparse.Namespace, cells: list[tuple[str, int | None, int]]) 
             f"{length / found['seconds']:,.0f} | {rate / 1e12:.3g} | {rate / peak:.0%} | {relative:.2f} | {memory} |",
             flush=True,
         )
+        whole = SHAPES.get(model, {}).get("num_hidden_layers")
+        if layers and whole and layers < whole:
+            print(
+                f"  extrapolated, not measured: {whole} layers in {found['seconds'] * whole / layers:,.0f} s",
+                flush=True,
+            )
 
 
 def against(args: argparse.Namespace) -> None:
