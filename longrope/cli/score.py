@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -71,6 +72,9 @@ def score(
         ),
         revision=model_revision,
     )
+    if gpus is not None:  # of the visible ones, the first
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[:gpus])
     logging.disable_progress_bar()  # one model is loaded, and said so
     with ConsoleProgress() as progress:
         found = []

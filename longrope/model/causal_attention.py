@@ -20,7 +20,8 @@ from torch.nn.attention.bias import causal_lower_right
 
 INDEXED = 2**31 - 1
 """Elements of a tensor that kernels with offsets of 32 bits can reach."""
-_TILE = 1 << 24  # attention scores of a tile, in elements of float32: 64 MiB
+_TILE = 1 << 23  # attention scores of a tile; a few float32 copies live at once, 32 MiB each
+_TILE_KEYS = 256  # of a tile, at least
 _WINDOW_BLOCK = 1024  # queries at a time of a sliding window
 
 
@@ -49,11 +50,12 @@ def causal_attention(
     assert queries <= keys, (queries, keys)
     if window is not None and window >= keys:
         window = None
-    if softcap is not None or query.shape[-1] != value.shape[-1]:
+    on_cpu = query.device.type == "cpu"
+    if softcap is not None or (on_cpu and query.shape[-1] != value.shape[-1]):
         return _by_heads(lambda q, k, v: _tiled(q, k, v, scale, window, softcap), query, key, value)
     if window is not None:
         return _by_heads(lambda q, k, v: _windowed(q, k, v, scale, window), query, key, value)
-    if query.device.type == "cpu":
+    if on_cpu:
         return _by_heads(lambda q, k, v: _past_and_diagonal(q, k, v, scale), query, key, value)
     return _by_heads(lambda q, k, v: _lower_right(q, k, v, scale), query, key, value)
 
@@ -138,21 +140,42 @@ def _tiled(
     window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Plain arithmetic on tiles of keys with a running softmax (Milakov and Gimelshein 2018), for every case."""
+    """Plain arithmetic on tiles with a running softmax (Milakov and Gimelshein 2018), for every case."""
+    rows, heads, queries, _ = query.shape
+    past = key.shape[2] - queries
+    step = max(16, _TILE // (rows * heads * _TILE_KEYS))
+    parts = []
+    for start in range(0, queries, step):
+        stop = min(start + step, queries)
+        seen = past + stop
+        parts.append(_tiles(query[:, :, start:stop], key[:, :, :seen], value[:, :, :seen], scale, window, softcap))
+    return torch.cat(parts, dim=2)
+
+
+def _tiles(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Of so few queries that their scores with some keys are a tile."""
     rows, heads, queries, _ = query.shape
     past = key.shape[2] - queries
     own = torch.arange(past, key.shape[2], device=query.device)[:, None]
     top = query.new_full((rows, heads, queries, 1), -math.inf, dtype=torch.float32)
     total = torch.zeros_like(top)
     out = query.new_zeros(rows, heads, queries, value.shape[-1], dtype=torch.float32)
-    step = max(64, _TILE // (rows * heads * queries))
-    for start in range(max(0, past - (window or past) + 1) if window else 0, key.shape[2], step):
+    step = max(_TILE_KEYS, _TILE // (rows * heads * queries))
+    first = 0 if window is None else max(0, past - window + 1)
+    for start in range(first, key.shape[2], step):
         stop = min(start + step, key.shape[2])
         scores = (query @ key[:, :, start:stop].transpose(-1, -2)).float() * scale  # (B, H, Q, n)
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        seen = torch.arange(start, stop, device=query.device)
         if stop - 1 > past or window is not None:
+            seen = torch.arange(start, stop, device=query.device)
             hidden = seen > own if window is None else (seen > own) | (seen <= own - window)
             scores.masked_fill_(hidden, -math.inf)
         higher = torch.maximum(top, scores.amax(dim=-1, keepdim=True))

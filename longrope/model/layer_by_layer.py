@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
+from longrope.exceptions import UnsupportedModelError
 from longrope.model.causal_attention import causal_attention
 from longrope.model.layer_keys import KeysCollectedError, LayerKeys, attention_dtype
 from longrope.model.offloading import weights_held
@@ -62,6 +63,8 @@ class LayerByLayer:
         self._split = split
         self._keys = LayerKeys(self._length)
         self._known: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        # Under DeepSpeed's ZeRO 3 a pass that one process begins again has no counterpart in the others.
+        self._gathers = any(hasattr(parameter, "ds_id") for parameter in decoder.parameters())
         implementation = decoder.config._attn_implementation
         self._attention = implementation if implementation in _FLASH else _CHUNKED
 
@@ -164,7 +167,7 @@ class LayerByLayer:
             try:
                 made = work(start, stop)
             except RuntimeError as error:
-                if not is_out_of_memory(error) or stop - start <= LEAST_CHUNK:
+                if not is_out_of_memory(error) or stop - start <= LEAST_CHUNK or self._gathers:
                     raise
             if made is None:  # and the error no longer holds on to what was allocated
                 self._shrink(stop - start)
@@ -219,7 +222,8 @@ class _StandIn(torch.nn.Module):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or on CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    told = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in told)
 
 
 def _bytes(given: list[dict[str, Any]]) -> int:
@@ -256,10 +260,14 @@ def _attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention as transformers calls it."""
     assert attention_mask is None, "a mask for a chunk of a sample without padding"
+    if s_aux is not None or is_causal is False:
+        raise UnsupportedModelError("attention with sinks, or that is not causal, cannot be computed in chunks")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     query = query.to(attention_dtype(query))
     return causal_attention(query, key, value, scale, sliding_window, softcap), None

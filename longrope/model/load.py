@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ from longrope.exceptions import SettingsError, UnsupportedModelError
 from longrope.host_memory import free_host_memory
 from longrope.model.architectures import ARCHITECTURES
 from longrope.model.offloading import device_map
+from longrope.model.scoring_plan import SHARE
 from longrope.model.split_model import split_over
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -59,6 +61,7 @@ class ModelSource:
         device: ``cpu``, ``cuda``, ``mps``, ``xpu``, or ``auto`` to spread over all visible GPUs.
         attention: transformers' attention implementation.
         sp: processes, each with the model on a GPU of its own, that score long samples together.
+        share: of the memory of its GPU that it may take.
     """
 
     name: str
@@ -68,6 +71,7 @@ class ModelSource:
     attention: str = "sdpa"
     trust_remote_code: bool = False
     sp: int = 1
+    share: float = 1.0
 
     @property
     def on_gpu(self) -> bool:
@@ -160,6 +164,7 @@ class ModelSource:
         if not placement:
             model = model.to(self.device)
         model = model.eval().requires_grad_(False)
+        setattr(model, SHARE, self.share)
         if self.sp > 1:
             split_over(model, self, self.sp)
         return model
@@ -179,13 +184,11 @@ class ModelSource:
 
     def _layers_kept(self) -> Literal["cpu", "disk"] | None:
         """Where the weights of decoder layers are kept that do not fit on the device; None where they do."""
-        config = self.load_config()
-        stored = DTYPES.get(str(getattr(config, "dtype", None)).removeprefix("torch."), torch.float32)
-        files = sum(path.stat().st_size for path in self.folder().glob("*.safetensors"))
-        size = files * DTYPES[self.dtype].itemsize / stored.itemsize
+        size = DTYPES[self.dtype].itemsize * sum(map(_numbers_in, weight_files(self.folder())))
         host = _HOST_SHARE * free_host_memory()
         if self.device.startswith("cuda"):
-            fits = size <= _GPU_SHARE * torch.cuda.get_device_properties(self.device).total_memory
+            memory = self.share * torch.cuda.get_device_properties(self.device).total_memory
+            fits = size <= _GPU_SHARE * memory
         else:
             fits = self.device != "cpu" or size <= host
         if fits:
@@ -193,7 +196,8 @@ class ModelSource:
         kept: Literal["cpu", "disk"] = "cpu" if self.device.startswith("cuda") and size <= host else "disk"
         warnings.warn(
             f"the weights of {self.name} do not fit on {self.device}: the layers are read from "
-            f"{'main memory' if kept == 'cpu' else 'disk'}, one at a time, for every text",
+            f"{'main memory' if kept == 'cpu' else 'disk'}, one at a time, for every text, and every token that is "
+            "written" + ("; GPUs of one model (--gpus-per-worker 2) would hold them" if self.on_gpu else ""),
             stacklevel=2,
         )
         return kept
@@ -265,7 +269,8 @@ def resolve_source(
     dtype, device = resolve_numbers(dtype, device, attention, gpus_per_worker, elsewhere)
     if elsewhere and Path(name).is_dir():
         name = str(Path(name).resolve())  # evaluators on a cluster run in folders of their own
-    source = ModelSource(name, revision, dtype, device, attention, trust_remote_code, sp)
+    share = min(gpus_per_worker, 1.0) or 1.0
+    source = ModelSource(name, revision, dtype, device, attention, trust_remote_code, sp, share)
     folder = source.folder()
     if not Path(name).is_dir() and folder.parent.name == "snapshots":
         source = replace(source, revision=folder.name)
@@ -318,6 +323,19 @@ def check_names(dtype: str, device: str, attention: str) -> None:
         raise SettingsError(f"attention {attention!r} is not known; use {', '.join(ATTENTION)}")
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model, without those that hold the same in the form of other programs."""
+    return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated"))
+
+
+def _numbers_in(path: Path) -> int:
+    """Of all tensors in a safetensors file."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
 def fingerprint(folder: Path) -> str:
     """A short name of a model's weights and RoPE, equal for equal content wherever it lies.
 
@@ -327,7 +345,7 @@ def fingerprint(folder: Path) -> str:
     Raises:
         UnsupportedModelError: if there are no safetensors files.
     """
-    weights = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated"))
+    weights = weight_files(folder)
     if not weights:
         raise UnsupportedModelError(f"{folder} holds no *.safetensors weights; convert the model to safetensors first")
     digest = hashlib.sha256()

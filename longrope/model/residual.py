@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 
 import torch
@@ -52,11 +53,13 @@ class HostResidual(Residual):
     def __init__(self, like: torch.Tensor, begin: int, end: int) -> None:
         self._device = like.device
         self._begin, self._end = begin, end
-        on_gpu = like.device.type == "cuda"
-        shape = like.shape[0], end - begin, like.shape[2]
-        self._states = torch.empty(shape, dtype=like.dtype, pin_memory=on_gpu)
-        # One stream for both ways: what is fetched was put back before, in this order.
-        self._stream = torch.cuda.Stream(like.device) if on_gpu else None
+        # Positions first, so that a chunk of several rows is one piece of memory too.
+        self._states = torch.empty(end - begin, like.shape[0], like.shape[2], dtype=like.dtype)
+        self._stream = None
+        if like.device.type == "cuda":
+            _pin(self._states)
+            # One stream for both ways: what is fetched was put back before, in this order.
+            self._stream = torch.cuda.Stream(like.device)
         self._fetched: tuple[int, int, torch.Tensor, torch.cuda.Event | None] | None = None
 
     def read(self, start: int, stop: int) -> torch.Tensor:
@@ -71,10 +74,12 @@ class HostResidual(Residual):
             states.record_stream(current)
         if stop < self._end:
             self._fetch(stop, min(2 * stop - start, self._end))
-        return states
+        return states.transpose(0, 1)
 
     def write(self, start: int, states: torch.Tensor) -> None:
         place = self._place(start, start + states.shape[1])
+        # On the device whose streams are ordered here: layers may be spread over several.
+        states = states.to(self._device).transpose(0, 1).contiguous()
         if self._stream is None:
             place.copy_(states)
             return
@@ -84,12 +89,23 @@ class HostResidual(Residual):
         states.record_stream(self._stream)
 
     def _fetch(self, start: int, stop: int) -> None:
+        place = self._place(start, stop)
         if self._stream is None:
-            self._fetched = start, stop, self._place(start, stop).to(self._device, copy=True), None
+            self._fetched = start, stop, place.to(self._device, copy=True), None
             return
         with torch.cuda.stream(self._stream):
-            states = self._place(start, stop).to(self._device, non_blocking=True)
+            states = place.to(self._device, non_blocking=True)
             self._fetched = start, stop, states, self._stream.record_event()
 
     def _place(self, start: int, stop: int) -> torch.Tensor:
-        return self._states[:, start - self._begin : stop - self._begin]
+        return self._states[start - self._begin : stop - self._begin]
+
+
+def _pin(states: torch.Tensor) -> None:
+    """Pin memory as large as it is: what torch allocates pinned is rounded up to a power of two, and kept."""
+    runtime = torch.cuda.cudart()
+    address = states.data_ptr()
+    code = int(runtime.cudaHostRegister(address, states.nbytes, 0))
+    if code:
+        raise RuntimeError(f"{states.nbytes} bytes of main memory could not be pinned (CUDA error {code})")
+    weakref.finalize(states, runtime.cudaHostUnregister, address)

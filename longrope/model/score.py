@@ -148,15 +148,15 @@ def _nll(
     assert len(ids) >= 2, "a sample needs at least two tokens"
     peers = peers_of(model)
     decoder = architecture_for(model.config).decoder_of(model)
-    plan = plan_scoring(decoder, len(factors), len(ids), 1 if peers is None else peers.place.size)
-    request = Request(ids, tuple(factors), mode, first, plan)
+    plan = plan_scoring(model, decoder, len(factors), len(ids), 1 if peers is None else peers.place.size)
+    request = Request(ids, tuple(factors), mode, first, plan, torch.get_num_threads())
     if peers is None or len(ids) <= plan.chunk:
         return nll_of_own_parts(model, request, None, attachment)
     peers.announce(request)
     try:
         return nll_of_own_parts(model, request, peers.place, attachment)
     except BaseException as error:
-        peers.close()  # they wait for what will not come
+        peers.abandon()  # they wait for what will not come
         if peers.failure is not None:
             raise RunFailedError(peers.failure) from error
         raise

@@ -1,6 +1,7 @@
 """How a sample goes through a decoder: at once or layer by layer, in which chunks, and where the residual stream is.
 
-Decided from sizes alone, never from what happens to be free, so that equal machines compute the same bits.
+Decided from sizes alone, never from what happens to be free, so that equal machines compute the same bits; but where
+memory runs out all the same, chunks are halved.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ CPU_CHUNK = 2048
 """Tokens of a chunk on CPU: as fast as more, and what they need stays near the processor."""
 GPU_CHUNKS = (8192, 4096, 2048, 1024, 512, 256)
 """Tokens of a chunk on GPUs: the first for which there is memory."""
+IN_TRAINING = 2048
+"""Tokens of a chunk beside gradients and an optimizer, whose memory is not known here; a step takes far more."""
+SHARE = "longrope_share_of_gpu"
+"""The attribute of a model that shares its GPU with those of other processes: its part."""
 USABLE = 0.92
 """Of the memory beside the weights; the rest is lost between allocations."""
 RESERVED = 1 << 30
@@ -62,10 +67,15 @@ class LayerSizes:
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
         size = getattr(config, "qk_head_dim", None) or size  # with MLA
         value = getattr(config, "v_head_dim", None) or size
+        values = groups * value
+        if getattr(config, "kv_lora_rank", None):
+            # Latents are kept, and keys and values of all of the past made of them for every chunk, keys in two steps.
+            values = config.kv_lora_rank + config.qk_rope_head_dim + heads * (value + config.qk_nope_head_dim)
         experts = getattr(config, "num_experts_per_tok", None) or 0
-        expert = (getattr(config, "moe_intermediate_size", None) or config.intermediate_size) * experts
-        inner = max(config.intermediate_size, expert)
-        return cls(config.hidden_size, heads * size, groups * size, groups * value, inner)
+        # Tokens are copied for each of their experts, on the way in and on the way out.
+        expert = (getattr(config, "moe_intermediate_size", None) or config.intermediate_size) + config.hidden_size
+        inner = max(config.intermediate_size, expert * experts)
+        return cls(config.hidden_size, heads * size, groups * size, values, inner)
 
     @property
     def kept(self) -> int:
@@ -82,19 +92,29 @@ class LayerSizes:
         )
 
 
-def plan_scoring(decoder: Any, rows: int, length: int, processes: int = 1) -> ScoringPlan:
-    """The plan for a sample of ``length`` tokens under ``rows`` candidates, of which each process has its share."""
+def plan_scoring(model: Any, decoder: Any, rows: int, length: int, processes: int = 1) -> ScoringPlan:
+    """The plan for a sample under ``rows`` candidates at a time.
+
+    Args:
+        model: all of it, whose weights take memory.
+        decoder: its part that turns token ids into hidden states.
+        length: tokens of the sample.
+        processes: that work on it together, each with the model.
+    """
     embeddings = decoder.get_input_embeddings()
     first = computes_on(embeddings)
     if first.type != "cuda":
         return ScoringPlan(CPU_CHUNK)
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        return ScoringPlan(IN_TRAINING)
     weights = {first: 0}
-    for parameter in decoder.parameters():
+    for parameter in model.parameters():
         weights[parameter.device] = weights.get(parameter.device, 0) + parameter.nbytes
     # Of layers that are kept elsewhere one is on the device.
     weights[first] += max(sum(each.nbytes for each in layer.parameters() if each.is_meta) for layer in decoder.layers)
+    share = getattr(model, SHARE, 1.0)
     free = {
-        device: torch.cuda.get_device_properties(device).total_memory - held
+        device: share * torch.cuda.get_device_properties(device).total_memory - held
         for device, held in weights.items()
         if device.type == "cuda"
     }
@@ -116,7 +136,9 @@ def fit(
     """
     for on_host in (False, True):
         for chunk in GPU_CHUNKS:
-            spread = number * (length * sizes.kept + chunk * sizes.at_work) + RESERVED
+            # Processes send each other their parts one by one.
+            sent = math.ceil(length / 2 / processes) * sizes.key if processes > 1 else 0
+            spread = number * (length * sizes.kept + sent + chunk * sizes.at_work) + RESERVED
             stream = 0 if on_host else number * math.ceil(length / processes) * sizes.hidden
             if spread + stream <= USABLE * free and (others is None or spread <= USABLE * others):
                 return ScoringPlan(chunk, on_host)

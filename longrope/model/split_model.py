@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -21,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import distributed
 
-from longrope.exceptions import RunFailedError
+from longrope.exceptions import RunFailedError, SettingsError
 from longrope.model.scoring_plan import ScoringPlan
 from longrope.model.sequence_split import SequenceSplit
 from longrope.rope.factors import RopeFactors
@@ -36,13 +37,14 @@ _FOREVER = timedelta(days=30)  # samples may be long in coming, and sockets tell
 
 @dataclass(frozen=True)
 class Request:
-    """A sample to score; see :func:`longrope.model.score.score_tokens`."""
+    """A sample to score, see :func:`longrope.model.score.score_tokens`, how, and on how many CPU threads."""
 
     tokens: npt.NDArray[np.int64]
     factors: Sequence[RopeFactors]
     mode: Mode
     first: int
     plan: ScoringPlan
+    threads: int
 
 
 class Peers:
@@ -51,67 +53,93 @@ class Peers:
     Args:
         source: the model, and the device of this process.
         size: processes in all.
+
+    Raises:
+        SettingsError: if there are fewer GPUs.
+        RunFailedError: if this process works with others already.
     """
 
     def __init__(self, source: ModelSource, size: int) -> None:
+        self._on_gpu = source.device.startswith("cuda")
+        if self._on_gpu and torch.cuda.device_count() < size:
+            raise SettingsError(
+                f"sp is {size}, but there are {torch.cuda.device_count()} GPUs for it; give at most that"
+            )
         if distributed.is_initialized():
-            raise RunFailedError("this process is in a group of torch.distributed already; score with sp 1")
+            raise RunFailedError("this process works with others already (torch.distributed); score with sp 1")
         self.place = SequenceSplit(0, size)
         store = _store(0, size)
-        self._closing = False
-        self._processes = [self._start(source, rank, size, store.port) for rank in range(1, size)]
-        for process in self._processes:
-            threading.Thread(target=self._watch, args=(process,), daemon=True).start()
-        _join(store, self.place, source.device)
+        self._closing = threading.Event()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for rank in range(1, size):
+                self._processes.append(_start(source, self._device(rank), rank, size, store.port))
+                watched = self._processes[-1], self._closing
+                threading.Thread(target=_watch, args=watched, daemon=True).start()
+            _join(store, self.place, self._device(0))
+        except BaseException:
+            self._end()
+            raise
 
     def announce(self, request: Request) -> None:
         """Tell the others to work on a sample, as this process is about to."""
         distributed.broadcast_object_list([request], src=0)
 
     def close(self) -> None:
-        """End the other processes, wherever they are; this one scores alone from then on."""
-        if self._closing:
-            return
-        self._closing = True
+        """End the other processes; this one scores alone from then on."""
+        if not self.is_closed:
+            self._end()
+            distributed.destroy_process_group()
+
+    def abandon(self) -> None:
+        """End the other processes in the middle of a sample, wherever they are."""
+        if not self.is_closed:
+            self._end()
+            # What a GPU was told to send to them would never end; what has ended need not be waited for.
+            abort = getattr(distributed.distributed_c10d, "_abort_process_group", None)
+            (abort if self._on_gpu and abort is not None else distributed.destroy_process_group)()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closing.is_set()
+
+    @property
+    def failure(self) -> str | None:
+        """What became of a process that was not ended from here, once all have ended."""
+        codes = [process.returncode for process in self._processes if process.returncode]
+        return _ended(codes[0]) if codes else None
+
+    def _device(self, rank: int) -> str:
+        return f"cuda:{rank}" if self._on_gpu else "cpu"
+
+    def _end(self) -> None:
+        self._closing.set()
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.close()
         for process in self._processes:
             process.wait()
-        distributed.destroy_process_group()
 
-    @property
-    def is_closed(self) -> bool:
-        return self._closing
 
-    @property
-    def failure(self) -> str | None:
-        """What became of a process that was not ended by :meth:`close`, once that is done."""
-        codes = [process.returncode for process in self._processes if process.returncode]
-        return _ended(codes[0]) if codes else None
+def _start(source: ModelSource, device: str, rank: int, size: int, port: int) -> subprocess.Popen[bytes]:
+    told = {"source": asdict(replace(source, device=device, sp=1)), "rank": rank, "size": size, "port": port}
+    # In a session of its own: Ctrl-C is for the first process.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "longrope.model.split_model"], stdin=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(told).encode() + b"\n")
+    process.stdin.flush()
+    return process
 
-    def _start(self, source: ModelSource, rank: int, size: int, port: int) -> subprocess.Popen[bytes]:
-        device = f"cuda:{rank}" if source.device.startswith("cuda") else source.device
-        told = {
-            "source": asdict(replace(source, device=device, sp=1)),
-            "rank": rank,
-            "size": size,
-            "port": port,
-            "threads": torch.get_num_threads(),
-        }
-        process = subprocess.Popen([sys.executable, "-m", "longrope.model.split_model"], stdin=subprocess.PIPE)
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(told).encode() + b"\n")
-        process.stdin.flush()
-        return process
 
-    def _watch(self, process: subprocess.Popen[bytes]) -> None:
-        code = process.wait()
-        if not self._closing:
-            # A collective operation that waits for it on a GPU would wait forever.
-            print(f"error: {_ended(code)}", file=sys.stderr)
-            sys.stderr.flush()
-            os._exit(1)
+def _watch(process: subprocess.Popen[bytes], closing: threading.Event) -> None:
+    code = process.wait()
+    if not closing.is_set():
+        # A collective operation that waits for it on a GPU would wait forever.
+        print(f"error: {_ended(code)}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _ended(code: int) -> str:
@@ -120,7 +148,9 @@ def _ended(code: int) -> str:
 
 def split_over(model: Any, source: ModelSource, size: int) -> None:
     """Have a loaded model score long samples together with ``size - 1`` processes that are started for it."""
-    setattr(model, _ATTRIBUTE, Peers(source, size))
+    peers = Peers(source, size)
+    setattr(model, _ATTRIBUTE, peers)
+    weakref.finalize(model, peers.close)
 
 
 def peers_of(model: Any) -> Peers | None:
@@ -145,7 +175,6 @@ def _join(store: Any, place: SequenceSplit, device: str) -> None:
         rank=place.rank,
         world_size=place.size,
         timeout=_FOREVER,
-        device_id=torch.device(device) if on_gpu else None,
     )
 
 
@@ -159,13 +188,16 @@ def _serve() -> None:
     from longrope.model.score import nll_of_own_parts
 
     logging.disable_progress_bar()
-    torch.set_num_threads(told["threads"])
     source, place = ModelSource(**told["source"]), SequenceSplit(told["rank"], told["size"])
     model = source.load_model()
     _join(_store(told["port"], place.size), place, source.device)
     while True:
         requests: list[Any] = [None]
-        distributed.broadcast_object_list(requests, src=0)
+        try:
+            distributed.broadcast_object_list(requests, src=0)
+        except RuntimeError:  # the first process is gone
+            os._exit(0)
+        torch.set_num_threads(requests[0].threads)
         nll_of_own_parts(model, requests[0], place)
 
 

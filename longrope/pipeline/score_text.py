@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from longrope.data.documents import read_documents
 from longrope.data.samples import sample_from_text
@@ -13,7 +14,9 @@ from longrope.evaluation.methods import open_methods
 from longrope.exceptions import SettingsError
 from longrope.finetune.flops import forward_flops
 from longrope.finetune.model_shape import ModelShape
+from longrope.model.load import ModelSource
 from longrope.model.score import perplexity, score_tokens
+from longrope.model.split_model import peers_of
 from longrope.runs.model import open_model
 from longrope.runs.peak_memory import PeakMemory
 from longrope.runs.progress import Progress
@@ -56,7 +59,8 @@ class Scored:
     Attributes:
         perplexity: of all tokens but the first.
         seconds: of the forward pass and its loss.
-        memory: bytes at most above the loaded model, of all GPUs or of the process; None where that is not known.
+        memory: bytes at most above the loaded model, of all GPUs of this process, or of the process; None where that is
+            not known. Of processes that score together, those of the first.
         flops: operations of the forward pass, with half of the square of attention.
     """
 
@@ -81,8 +85,7 @@ def score(settings: ScoreSettings, progress: Progress | None = None) -> Iterator
     sample = sample_from_text(_beginning(settings.text, lengths[-1]), model.tokenizer, lengths[-1], settings.text)
     shape = ModelShape.of(model.config)
     progress.note(f"loading {settings.model}")
-    loaded = model.source.load_model()
-    with _threads(settings.execution.threads_per_worker):
+    with _threads(settings.execution.threads_per_worker), _loaded(model.source) as loaded:
         # What the first call allocates for good, and the time that it takes, are no part of a text's.
         score_tokens(loaded, sample.tokens[: min(512, lengths[0])], policy.factors_for(lengths[0]))
         for length in lengths:
@@ -91,6 +94,18 @@ def score(settings: ScoreSettings, progress: Progress | None = None) -> Iterator
             seconds = time.perf_counter() - started
             total = perplexity(float(nll.sum()), length - 1)
             yield Scored(length, total, seconds, peak.above, forward_flops(shape, length, length - 1))
+
+
+@contextmanager
+def _loaded(source: ModelSource) -> Iterator[Any]:
+    """The model, and the processes that score with this one, until the block ends."""
+    model = source.load_model()
+    try:
+        yield model
+    finally:
+        peers = peers_of(model)
+        if peers is not None:
+            peers.close()
 
 
 @contextmanager

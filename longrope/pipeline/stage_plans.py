@@ -14,6 +14,7 @@ from longrope.finetune.memory import GIB
 from longrope.finetune.model_shape import ModelShape
 from longrope.finetune.world import World
 from longrope.lengths import format_length
+from longrope.model.scoring_plan import GPU_CHUNKS
 from longrope.pipeline.cost import Utilisation, piece_seconds, rounds_flops, rounds_seconds
 from longrope.pipeline.disk import journal_bytes, training_bytes, weights_bytes
 from longrope.pipeline.extended import extended, with_training_windows
@@ -186,7 +187,8 @@ class StagePlanner:
 
         def seconds(work: Work) -> float:
             alone = piece_seconds(self._shape, work, places.number, peak, reads, self._utilisation)
-            return alone / (places.sp if not work.written else 1) / min(places.share, 1.0)
+            shared = not work.written and work.length > GPU_CHUNKS[0]
+            return alone / (places.sp if shared else 1) / min(places.share, 1.0)
 
         return seconds
 

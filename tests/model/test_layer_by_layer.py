@@ -6,11 +6,13 @@ import torch
 from model_cases import random_ids
 from tiny_models import rotary_dim
 
-from longrope.model import layer_by_layer, scoring_plan
+from longrope.exceptions import UnsupportedModelError
+from longrope.model import layer_by_layer, score, scoring_plan
 from longrope.model.architectures import ARCHITECTURES, architecture_for
 from longrope.model.attach import attach, attached
 from longrope.model.layer_by_layer import LEAST_CHUNK, LayerByLayer, is_out_of_memory
 from longrope.model.score import score_blocks, score_tokens
+from longrope.model.scoring_plan import ScoringPlan
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import yarn
 
@@ -118,10 +120,13 @@ def failing(module, calls, message="CUDA out of memory. Tried to allocate 2.00 G
     return module.register_forward_pre_hook(fail)
 
 
+@pytest.mark.parametrize("on_host", [False, True])
 @pytest.mark.parametrize("where", ["self_attn", "mlp"])
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize(("calls", "chunk"), [({0}, 128), ({2}, 128), ({1, 2}, 64)])
-def test_memory_that_runs_out_halves_the_chunk(make_tiny_model, chunked, where, layer, calls, chunk):
+def test_memory_that_runs_out_halves_the_chunk(
+    make_tiny_model, chunked, monkeypatch, where, layer, calls, chunk, on_host
+):
     model, tokens, factors = make_tiny_model(), random_ids(LENGTH)[0], candidates("llama")
     plain = chunked(LENGTH, lambda: score_blocks(model, tokens, factors))
     seen = []
@@ -130,7 +135,8 @@ def test_memory_that_runs_out_halves_the_chunk(make_tiny_model, chunked, where, 
         failing(part, calls),
         model.model.layers[-1].mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1])),
     ]
-    found = chunked(256, lambda: score_blocks(model, tokens, factors))
+    monkeypatch.setattr(score, "plan_scoring", lambda *sizes: ScoringPlan(256, on_host))
+    found = score_blocks(model, tokens, factors)
     for hook in hooks:
         hook.remove()
     np.testing.assert_allclose(found, plain, rtol=1e-5)
@@ -162,11 +168,29 @@ def test_memory_that_is_never_enough_is_an_error(make_tiny_model, chunked):
     assert sizes == [500, 250, 125, LEAST_CHUNK]
 
 
+def test_no_chunk_is_begun_again_whose_weights_all_processes_gather(make_tiny_model, chunked):
+    """As under ZeRO 3, where the others would wait for what this one does twice."""
+    model = make_tiny_model()
+    model.model.layers[1].mlp.up_proj.weight.ds_id = 1
+    hook = failing(model.model.layers[0].mlp, {1})
+    with pytest.raises(torch.OutOfMemoryError):
+        chunked(256, lambda: score_blocks(model, random_ids(LENGTH)[0], candidates("llama")))
+    hook.remove()
+
+
+@pytest.mark.parametrize("given", [{"s_aux": torch.zeros(4)}, {"is_causal": False}])
+def test_attention_that_is_another_is_refused(given):
+    states = torch.zeros(1, 4, 2, 16)
+    with pytest.raises(UnsupportedModelError, match="cannot be computed in chunks"):
+        layer_by_layer._attend(torch.nn.Identity(), states, states, states, None, **given)
+
+
 def test_which_errors_mean_that_memory_ran_out():
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
     assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 

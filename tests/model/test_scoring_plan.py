@@ -1,5 +1,7 @@
 """Plans for scoring: from sizes alone, the largest chunk that fits, the residual stream on the host only if it must."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -25,7 +27,78 @@ def plan(sizes, length, free, others=None, rows=1):
 
 def test_on_cpu(make_tiny_model):
     model = make_tiny_model()
-    assert plan_scoring(architecture_for(model.config).decoder_of(model), 1, 10**6) == ScoringPlan(CPU_CHUNK)
+    assert plan_scoring(model, architecture_for(model.config).decoder_of(model), 1, 10**6) == ScoringPlan(CPU_CHUNK)
+
+
+class OnGpu:
+    """What a plan asks of a model: weights of so many GiB on GPUs, and layers of some that are kept elsewhere."""
+
+    class Weight:
+        def __init__(self, gib, device, training=False):
+            self.nbytes, self.device = int(gib * GIB), torch.device(device)
+            self.is_meta, self.requires_grad = device == "meta", training
+
+        def element_size(self):
+            return 2
+
+    class Module:
+        def __init__(self, *weights):
+            self._weights = weights
+
+        def parameters(self):
+            return iter(self._weights)
+
+    def __init__(self, weights, layers=(), share=1.0):
+        self.weight, self._all = weights[0], [*weights, *layers]
+        self.layers = [self.Module(each) for each in (*weights, *layers)]
+        self.config = tiny_config(
+            "llama", hidden_size=4096, num_attention_heads=32, num_key_value_heads=32, head_dim=128
+        )
+        self.config.intermediate_size = 11008
+        setattr(self, scoring_plan.SHARE, share)
+
+    def parameters(self):
+        return iter(self._all)
+
+    def get_input_embeddings(self):
+        return self
+
+    def plan(self, length, rows=1, processes=1):
+        return plan_scoring(self, self, rows, length, processes)
+
+
+@pytest.fixture
+def gpus_of_80_gb(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=79.1 * GIB))
+
+
+@pytest.mark.usefixtures("gpus_of_80_gb")
+def test_on_a_gpu_weights_take_their_part():
+    weight = OnGpu.Weight
+    assert OnGpu([weight(12.5, "cuda:0")]).plan(2 * MILLION) == plan(LLAMA2_7B, 2 * MILLION, 66.6)
+    assert OnGpu([weight(30, "cuda:0")]).plan(2 * MILLION).on_host
+    assert OnGpu([weight(12.5, "cuda:0")], share=0.5).plan(2 * MILLION).on_host
+    assert OnGpu([weight(12.5, "cuda:0")]).plan(2 * MILLION, rows=2) == plan(LLAMA2_7B, 2 * MILLION, 66.6, rows=2)
+    # On two GPUs, the second of which has the less room.
+    two = OnGpu([weight(10, "cuda:0"), weight(60, "cuda:1")])
+    assert two.plan(MILLION) == plan(LLAMA2_7B, MILLION, 69.1, 19.1)
+    # Of layers that are kept elsewhere the largest.
+    kept = [weight(25, "meta"), weight(30, "meta")]
+    assert OnGpu([weight(1, "cuda:0")], kept).plan(2 * MILLION) == plan(LLAMA2_7B, 2 * MILLION, 48.1)
+
+
+@pytest.mark.usefixtures("gpus_of_80_gb")
+def test_processes_share_the_residual_stream_and_send_each_other_keys():
+    """48 GiB free have no room for 16 GiB of stream beside 32 of keys and values; for 2 beside 33 they have."""
+    model = OnGpu([OnGpu.Weight(31.1, "cuda:0")])
+    assert model.plan(2 * MILLION).on_host
+    assert model.plan(2 * MILLION, processes=8) == ScoringPlan(GPU_CHUNKS[0])
+
+
+@pytest.mark.usefixtures("gpus_of_80_gb")
+def test_beside_an_optimizer_whose_memory_is_not_known():
+    model = OnGpu([OnGpu.Weight(12.5, "cuda:0", training=True)])
+    assert model.plan(2 * MILLION) == ScoringPlan(scoring_plan.IN_TRAINING)
 
 
 def test_two_million_tokens_on_one_gpu():
@@ -66,9 +139,9 @@ def test_the_smallest_chunk_is_tried_where_nothing_fits(free):
     ("model_type", "sizes"),
     [
         ("llama", LayerSizes(64, 64, 32, 32, 96)),
-        ("mixtral", LayerSizes(64, 64, 32, 32, 2 * 96)),
-        ("qwen3_moe", LayerSizes(64, 64, 32, 32, 96)),  # two experts of 32 are less than a dense layer
-        ("deepseek_v3", LayerSizes(64, 4 * 32, 4 * 32, 4 * 16, 96)),
+        ("mixtral", LayerSizes(64, 64, 32, 32, 2 * (96 + 64))),
+        ("qwen3_moe", LayerSizes(64, 64, 32, 32, 2 * (32 + 64))),
+        ("deepseek_v3", LayerSizes(64, 4 * 32, 4 * 32, 16 + 16 + 4 * (16 + 16), 2 * (32 + 64))),
     ],
 )
 def test_sizes_of_a_layer(model_type, sizes):

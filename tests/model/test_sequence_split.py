@@ -1,6 +1,7 @@
 """Samples over several processes: real ones, with gloo, that share a sample and score as one alone does."""
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from model_cases import random_ids
 from tiny_models import rotary_dim, tiny_config
 from transformers import AutoModelForCausalLM
 
-from longrope.model import scoring_plan
+from longrope.model import score, scoring_plan
 from longrope.model.load import ModelSource
 from longrope.model.score import score_blocks, score_tokens
 from longrope.model.sequence_split import SequenceSplit
@@ -86,6 +87,15 @@ class TestTwoProcesses:
                 rtol=1e-4,
             )
 
+    def test_each_has_a_share_of_the_residual_stream(self, models, monkeypatch):
+        shares = []
+        monkeypatch.setattr(
+            score, "plan_scoring", lambda *sizes: shares.append(sizes[4]) or scoring_plan.ScoringPlan(100)
+        )
+        for model in models:
+            score_blocks(model, random_ids(LENGTH)[0], candidates())
+        assert shares == [1, 2]
+
     def test_do_their_own_parts_only(self, models):
         model, seen = models[1], Counter()
         hooks = [
@@ -134,6 +144,19 @@ def test_after_a_failure_the_model_scores_alone(tmp_path):
         assert [each.returncode for each in processes] == [0, 0]
         assert peers_of(model) is None
         np.testing.assert_allclose(score_blocks(model, tokens, factors), expected, rtol=1e-6)
+
+
+def test_the_others_end_with_the_model(tmp_path):
+    """And a model that is loaded after it may have its own."""
+    with opened(tmp_path, "llama", 2) as (_, model):
+        [process] = peers_of(model)._processes
+    assert process.returncode == 0
+    together = ModelSource(str(tmp_path), sp=2).load_model()
+    [process] = peers_of(together)._processes
+    del together
+    gc.collect()
+    assert process.returncode == 0
+    assert not torch.distributed.is_initialized()
 
 
 # --- Processes that end ---
