@@ -97,3 +97,15 @@ def test_half_precision_is_as_exact_as_one_kernel():
     exact = masked(*inputs, 0.3)
     error = (causal_attention(*inputs, 0.3).double() - exact).abs().max()
     assert error <= 2 * 2**-8 * exact.abs().max()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("window", "softcap", "value_size"), [(None, None, 64), (100, None, 64), (None, 2.0, 64), (None, None, 32)]
+)
+def test_on_a_gpu(dtype, window, softcap, value_size):
+    inputs = [each.to("cuda", dtype) for each in random(300, 5000, 8, 2, 64, value_size, rows=1)]
+    found = causal_attention(*inputs, 0.125, window, softcap).cpu().double()
+    exact = masked(*(each.cpu() for each in inputs), 0.125, window, softcap)
+    assert (found - exact).abs().max() <= (2**-7 if dtype == torch.bfloat16 else 1e-4) * exact.abs().max()

@@ -214,3 +214,14 @@ def test_what_layers_are_given_is_kept_or_made_again(make_tiny_model, monkeypatc
     assert [start for start, _ in parts] == [0, 384]
     # Once for the residual stream and once for the final norm; between them for the first layer, or for each.
     assert len(embedded) == (6 if kept else 12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "deepseek_v3"])
+def test_on_a_gpu(make_tiny_model, monkeypatch, model_type, on_host):
+    model, tokens, factors = make_tiny_model(model_type).to("cuda"), random_ids(LENGTH)[0], candidates(model_type)
+    plans = iter([ScoringPlan(LENGTH), ScoringPlan(100, on_host)])
+    monkeypatch.setattr(score, "plan_scoring", lambda *sizes: next(plans))
+    plain = score_blocks(model, tokens, factors)
+    np.testing.assert_allclose(score_blocks(model, tokens, factors), plain, rtol=1e-4)
