@@ -184,7 +184,12 @@ class ModelSource:
 
     def _layers_kept(self) -> Literal["cpu", "disk"] | None:
         """Where the weights of decoder layers are kept that do not fit on the device; None where they do."""
-        size = DTYPES[self.dtype].itemsize * sum(map(_numbers_in, weight_files(self.folder())))
+        from safetensors import SafetensorError
+
+        try:
+            size = DTYPES[self.dtype].itemsize * sum(map(_numbers_in, weight_files(self.folder())))
+        except SafetensorError:  # which loading them says better
+            return None
         host = _HOST_SHARE * free_host_memory()
         if self.device.startswith("cuda"):
             memory = self.share * torch.cuda.get_device_properties(self.device).total_memory

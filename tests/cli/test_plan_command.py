@@ -33,16 +33,16 @@ stages:
 
 
 def test_the_table_and_what_does_not_fit(longrope: Run, recipe: Path) -> None:
-    done = longrope("plan", recipe, "--gpus", 8, "--gpu", "H100")
+    done = longrope("plan", recipe, "search-2m.target_length=8m", "--gpus", 8, "--gpu", "H100")
     assert (done.code, done.err) == (0, "")
     assert "path: " in done.out
     assert "8 x NVIDIA H100 80GB HBM3" in done.out
     rows = {line.split()[1]: line for line in done.out.splitlines() if line.startswith("│")}
-    assert rows["search-2m"].split("│")[-2].strip() == "no"
+    assert rows["search-8m"].split("│")[-2].strip() == "no"
     assert rows["evaluate-harness"].count("unknown") == 3
     assert rows["total"].count("over") == 3
     lines = done.out.splitlines()
-    assert any(line.startswith("search-2m: does not fit: a text of 2m needs") for line in lines)
+    assert any(line.startswith("search-8m: does not fit: a text of 8m needs") for line in lines)
     assert any(line.startswith("tune: does not fit: this run needs about") for line in lines)
     assert any(line.startswith("assumed of the 989 TFLOP/s") and "--utilisation" in line for line in lines)
 

@@ -361,6 +361,7 @@ def test_a_deepspeed_that_does_not_fit_this_torch(
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "deepspeed.py").write_text("raise AttributeError('torch has no\\n_six')")
     monkeypatch.syspath_prepend(tmp_path / "broken")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     for name in [name for name in sys.modules if name.partition(".")[0] == "deepspeed"]:
         monkeypatch.delitem(sys.modules, name)
     [problem] = checked("finetune-128.zero=2")
