@@ -174,8 +174,9 @@ def show(results: list[dict[str, Any]]) -> None:
         for mark, theirs in ((150, 400), (150, 1344), (400, 400), (400, 1344)):
             if told := paired(results, ratio, (ours, mark), ("paper", theirs)):
                 print(told)
-        if told := paired(results, ratio, (ours, 400), (f"{ours}, no racing", 400)):
-            print(told)
+        for other in (f"{ours}, no racing", f"{ours}, n_hat", f"{ours}, attention", "cma", "genetic"):
+            if other != ours and (told := paired(results, ratio, (ours, 400), (other, 400))):
+                print(told)
     for each in results:
         if each["scored_tokens"] < each["tokens_without_racing"]:
             saved = 100 * (1 - each["scored_tokens"] / each["tokens_without_racing"])
@@ -192,7 +193,7 @@ def plot(results: list[dict[str, Any]], picture: str) -> None:
     ratios = sorted({each["ratio"] for each in results})
     figure, panels = pyplot.subplots(1, len(ratios), figsize=(5 * len(ratios), 4), squeeze=False)
     for panel, ratio in zip(panels[0], ratios, strict=True):
-        for name in ("paper", "genetic", "cma", "bayesian"):
+        for number, name in enumerate(("paper", "genetic", "cma", "bayesian")):
             runs = [each for each in results if (each["ratio"], each["search"]) == (ratio, name)]
             marks = sorted({int(mark) for each in runs for mark in each["marks"]})
             values = [
@@ -204,7 +205,7 @@ def plot(results: list[dict[str, Any]], picture: str) -> None:
                     [mean - min(group) for mean, group in zip(means, values, strict=True)],
                     [max(group) - mean for mean, group in zip(means, values, strict=True)],
                 ]
-                panel.errorbar(marks, means, yerr=spread, marker="o", capsize=3, label=name)
+                panel.errorbar(marks, means, yerr=spread, marker="o", capsize=3, label=name, color=f"C{number}")
         panel.set(title=f"{WINDOW} to {ratio * WINDOW} tokens", xlabel="evaluations", xscale="log")
         shown = sorted({int(mark) for each in results if each["ratio"] == ratio for mark in each["marks"]})
         panel.set_xticks(shown, [str(mark) for mark in shown])
