@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -72,12 +73,12 @@ def load(name: str, layers: int | None, dtype: str, device: str) -> Any:
 
     if name == "demo":
         model = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=DTYPES[dtype])
-        return model.to(device).eval()
+        return model.to(device).eval().requires_grad_(False)
     config = LlamaConfig(**{**SHAPES[name], **({"num_hidden_layers": layers} if layers else {})})
     with torch.device(device):
         torch.set_default_dtype(DTYPES[dtype])
         try:
-            return AutoModelForCausalLM.from_config(config).eval()
+            return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
         finally:
             torch.set_default_dtype(torch.float32)
 
@@ -140,13 +141,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": seconds, "loss": loss, "memory": peak.above, "flops": flops}
 
 
-def apart(args: argparse.Namespace, way: str, model: str, layers: int | None, length: int) -> dict[str, Any]:
+def apart(
+    args: argparse.Namespace, way: str, model: str, layers: int | None, length: int, repeat: int = 0
+) -> dict[str, Any]:
     """The same in a process of its own, unless it is known."""
     what = {
         "model": model,
         "layers": layers,
         "way": way,
         "length": length,
+        "repeat": repeat,
         **{name: getattr(args, name) for name in ("dtype", "device", "threads")},
     }
     known = []
@@ -212,16 +216,20 @@ def against(args: argparse.Namespace) -> None:
             for way, work in both.items():
                 took, losses[way] = timed(work, args.device)
                 seconds[way].append(took)
-        memory = {way: apart(args, way, name, None, length)["memory"] for way in both}
+        # What an allocator keeps of freed memory differs from run to run.
+        memory = {
+            way: [apart(args, way, name, None, length, repeat)["memory"] for repeat in range(args.pairs)]
+            for way in both
+        }
         print(f"\n{name}, {format_length(length)} tokens, {args.dtype}, {args.pairs} pairs in turns")
         for way, times in seconds.items():
-            used = "unknown" if memory[way] is None else f"{memory[way] / 2**20:.0f} MiB"
-            print(f"  {way}: {min(times):.3f} s at best, {sorted(times)[len(times) // 2]:.3f} s median, {used}")
+            used = ", ".join("unknown" if each is None else f"{each / 2**20:.0f}" for each in memory[way])
+            print(f"  {way}: {min(times):.3f} s at best, {median(times):.3f} s median; {used} MiB")
         ours, theirs = seconds["layer by layer"], seconds[other]
-        ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
-        print(f"  time ratio of the pairs: {ratios[0]:.3f} to {ratios[-1]:.3f}, median {ratios[len(ratios) // 2]:.3f}")
-        if None not in memory.values():
-            print(f"  memory ratio: {memory['layer by layer'] / memory[other]:.3f}")
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        print(f"  time ratio of the pairs: {min(ratios):.3f} to {max(ratios):.3f}, median {median(ratios):.3f}")
+        if None not in memory[other]:
+            print(f"  ratio of median memory: {median(memory['layer by layer']) / median(memory[other]):.3f}")
         if other == "a plain pass":
             print(f"  losses differ by {abs(losses['layer by layer'] / losses[other] - 1):.1e}", flush=True)
 
@@ -263,6 +271,7 @@ def main() -> None:
     parser.add_argument("--output", help="JSON Lines of what is known")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--repeat", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     torch.set_num_threads(args.threads)

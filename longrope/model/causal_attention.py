@@ -10,7 +10,8 @@ Shapes: B rows, H heads, G heads of keys and values (H a multiple of G), Q queri
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,12 +53,12 @@ def causal_attention(
         window = None
     on_cpu = query.device.type == "cpu"
     if softcap is not None or (on_cpu and query.shape[-1] != value.shape[-1]):
-        return _by_heads(lambda q, k, v: _tiled(q, k, v, scale, window, softcap), query, key, value)
-    if window is not None:
-        return _by_heads(lambda q, k, v: _windowed(q, k, v, scale, window), query, key, value)
-    if on_cpu:
-        return _by_heads(lambda q, k, v: _past_and_diagonal(q, k, v, scale), query, key, value)
-    return _by_heads(lambda q, k, v: _lower_right(q, k, v, scale), query, key, value)
+        kernel = partial(_tiled, scale=scale, window=window, softcap=softcap)
+    elif window is not None:
+        kernel = partial(_windowed, scale=scale, window=window)
+    else:
+        kernel = partial(_past_and_diagonal if on_cpu else _lower_right, scale=scale)
+    return _by_heads(kernel, query, key, value)
 
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -109,27 +110,13 @@ def _lower_right(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sc
 
 
 def _windowed(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int) -> torch.Tensor:
-    """Some queries at a time against the keys that any of them sees, with a mask of no more than these."""
-    parts = []
-    for queries, keys, mask in _window_masks(query, key, window):
-        parts.append(
-            functional.scaled_dot_product_attention(
-                query[:, :, queries], key[:, :, keys], value[:, :, keys], attn_mask=mask, scale=scale
-            )
-        )
-    return torch.cat(parts, dim=2)
+    """Some queries at a time, with a mask of no more than the keys that any of them sees."""
 
+    def masked(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        seen = _seen(query, key, 0, key.shape[2], window)
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
 
-def _window_masks(query: torch.Tensor, key: torch.Tensor, window: int) -> Iterator[tuple[slice, slice, torch.Tensor]]:
-    """Blocks of queries, the keys that they may see, and which of these each does, (queries, keys)."""
-    queries, past = query.shape[2], key.shape[2] - query.shape[2]
-    step = min(_WINDOW_BLOCK, max(window, 64))
-    for start in range(0, queries, step):
-        stop = min(start + step, queries)
-        first = max(0, past + start - window + 1)
-        own = torch.arange(past + start, past + stop, device=query.device)[:, None]
-        seen = torch.arange(first, past + stop, device=query.device)
-        yield slice(start, stop), slice(first, past + stop), (seen <= own) & (seen > own - window)
+    return _by_queries(masked, query, key, value, min(_WINDOW_BLOCK, max(window, 64)), window)
 
 
 def _tiled(
@@ -141,49 +128,50 @@ def _tiled(
     softcap: float | None,
 ) -> torch.Tensor:
     """Plain arithmetic on tiles with a running softmax (Milakov and Gimelshein 2018), for every case."""
-    rows, heads, queries, _ = query.shape
-    past = key.shape[2] - queries
-    step = max(16, _TILE // (rows * heads * _TILE_KEYS))
+
+    def tiles(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        rows, heads, queries, _ = query.shape
+        keys = key.shape[2]
+        top = query.new_full((rows, heads, queries, 1), -math.inf, dtype=torch.float32)
+        total = torch.zeros_like(top)
+        out = query.new_zeros(rows, heads, queries, value.shape[-1], dtype=torch.float32)
+        step = max(_TILE_KEYS, _TILE // (rows * heads * queries))
+        for start in range(0, keys, step):
+            stop = min(start + step, keys)
+            scores = (query @ key[:, :, start:stop].transpose(-1, -2)).float() * scale  # (B, H, Q, n)
+            if softcap is not None:
+                scores = torch.tanh(scores / softcap) * softcap
+            if stop - 1 > keys - queries or window is not None:
+                scores.masked_fill_(~_seen(query, key, start, stop, window), -math.inf)
+            higher = torch.maximum(top, scores.amax(dim=-1, keepdim=True))
+            # Queries that have seen no key yet keep weights of 0, whatever the highest score.
+            reference = higher.masked_fill(higher == -math.inf, 0.0)
+            scores = scores.sub_(reference).exp_()
+            decay = (top - reference).exp_()
+            total = total * decay + scores.sum(dim=-1, keepdim=True)
+            out = out * decay + (scores.to(value.dtype) @ value[:, :, start:stop]).float()
+            top = higher
+        return (out / total).to(query.dtype)
+
+    rows, heads = query.shape[:2]
+    return _by_queries(tiles, query, key, value, max(16, _TILE // (rows * heads * _TILE_KEYS)), window)
+
+
+def _by_queries(
+    kernel: Kernel, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, step: int, window: int | None
+) -> torch.Tensor:
+    """A kernel on some queries at a time, with the keys that any of them sees."""
+    queries, past = query.shape[2], key.shape[2] - query.shape[2]
     parts = []
     for start in range(0, queries, step):
         stop = min(start + step, queries)
-        seen = past + stop
-        parts.append(_tiles(query[:, :, start:stop], key[:, :, :seen], value[:, :, :seen], scale, window, softcap))
+        keys = slice(0 if window is None else max(0, past + start - window + 1), past + stop)
+        parts.append(kernel(query[:, :, start:stop], key[:, :, keys], value[:, :, keys]))
     return torch.cat(parts, dim=2)
 
 
-def _tiles(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> torch.Tensor:
-    """Of so few queries that their scores with some keys are a tile."""
-    rows, heads, queries, _ = query.shape
-    past = key.shape[2] - queries
-    own = torch.arange(past, key.shape[2], device=query.device)[:, None]
-    top = query.new_full((rows, heads, queries, 1), -math.inf, dtype=torch.float32)
-    total = torch.zeros_like(top)
-    out = query.new_zeros(rows, heads, queries, value.shape[-1], dtype=torch.float32)
-    step = max(_TILE_KEYS, _TILE // (rows * heads * queries))
-    first = 0 if window is None else max(0, past - window + 1)
-    for start in range(first, key.shape[2], step):
-        stop = min(start + step, key.shape[2])
-        scores = (query @ key[:, :, start:stop].transpose(-1, -2)).float() * scale  # (B, H, Q, n)
-        if softcap is not None:
-            scores = torch.tanh(scores / softcap) * softcap
-        if stop - 1 > past or window is not None:
-            seen = torch.arange(start, stop, device=query.device)
-            hidden = seen > own if window is None else (seen > own) | (seen <= own - window)
-            scores.masked_fill_(hidden, -math.inf)
-        higher = torch.maximum(top, scores.amax(dim=-1, keepdim=True))
-        # Queries that have seen no key yet keep weights of 0, whatever the highest score.
-        reference = higher.masked_fill(higher == -math.inf, 0.0)
-        scores = scores.sub_(reference).exp_()
-        decay = (top - reference).exp_()
-        total = total * decay + scores.sum(dim=-1, keepdim=True)
-        out = out * decay + (scores.to(value.dtype) @ value[:, :, start:stop]).float()
-        top = higher
-    return (out / total).to(query.dtype)
+def _seen(query: torch.Tensor, key: torch.Tensor, start: int, stop: int, window: int | None) -> torch.Tensor:
+    """Which of the keys from ``start`` to ``stop`` each query sees, (Q, stop - start)."""
+    own = torch.arange(key.shape[2] - query.shape[2], key.shape[2], device=query.device)[:, None]
+    other = torch.arange(start, stop, device=query.device)
+    return other <= own if window is None else (other <= own) & (other > own - window)
