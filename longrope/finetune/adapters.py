@@ -21,8 +21,9 @@ from longrope.export.folder import whole_folder
 from longrope.files import let_others_read
 from longrope.finetune.attention_projections import attention_projections
 from longrope.finetune.settings import ADAPTERS, AdapterSettings
-from longrope.model.load import ModelSource, fingerprint
+from longrope.model.load import ModelSource
 from longrope.model.rope_config import SCHEDULE_FILE
+from longrope.model.weights import fingerprint
 from longrope.rope.factors import RopeFactors
 from longrope.rope.policy import RopePolicy
 

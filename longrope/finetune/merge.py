@@ -26,8 +26,9 @@ from longrope.export.recipe import model_name
 from longrope.export.weights import INDEX_FILE, NewWeights, weight_files
 from longrope.files import let_others_read, write_text_atomically
 from longrope.finetune.adapters import BASE_KEY
-from longrope.model.load import DTYPES, ModelSource, fingerprint
+from longrope.model.load import DTYPES, ModelSource
 from longrope.model.rope_config import SCHEDULE_FILE
+from longrope.model.weights import fingerprint
 from longrope.rope.policy import load_factors
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"

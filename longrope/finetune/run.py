@@ -40,8 +40,9 @@ from longrope.finetune.run_record import (
 from longrope.finetune.sequence_parallel import check_sequence_parallel
 from longrope.finetune.settings import FinetuneSettings
 from longrope.finetune.world import World
-from longrope.model.load import check_attention, fingerprint, resolve_source
+from longrope.model.load import check_attention, resolve_source
 from longrope.model.rope_config import check_attention_span, read_rope
+from longrope.model.weights import fingerprint
 from longrope.rope.policy import FactorSchedule
 from longrope.runs.provenance import versions
 

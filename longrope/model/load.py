@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import math
 import os
 import re
 import shutil
 import textwrap
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,14 +14,13 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from longrope.exceptions import SettingsError, UnsupportedModelError
-from longrope.host_memory import free_host_memory
 from longrope.model.architectures import ARCHITECTURES
-from longrope.model.offloading import device_map
+from longrope.model.offloading import device_map, layers_kept
 from longrope.model.scoring_plan import SHARE
 from longrope.model.split_model import split_over
 
@@ -43,11 +38,6 @@ _AVAILABLE: dict[str, Callable[[], bool]] = {
 }
 _VLLM = {"rope_type", "longrope", "short_mscale", "long_mscale"}
 """What transformers does not know of the RoPE parameters in our folders: vLLM reads its attention factors there."""
-_GPU_SHARE = 0.85
-"""Of the memory of a GPU, for all weights together; the rest is for what they compute."""
-_HOST_SHARE = 0.9
-_CHUNK = 1 << 16
-_CHUNKS = 64
 
 
 @dataclass(frozen=True)
@@ -151,7 +141,7 @@ class ModelSource:
         if self.device == "auto":
             placement = {"device_map": "auto"}
         elif find_spec("accelerate") is not None:
-            kept = self._layers_kept()
+            kept = layers_kept(self.name, self.folder(), DTYPES[self.dtype].itemsize, self.device, self.share)
             if kept is not None:
                 placement = {"device_map": device_map(self.load_config(), self.device, kept)}
             elif self.device != "cpu":
@@ -181,31 +171,6 @@ class ModelSource:
             raise
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
         return model
-
-    def _layers_kept(self) -> Literal["cpu", "disk"] | None:
-        """Where the weights of decoder layers are kept that do not fit on the device; None where they do."""
-        from safetensors import SafetensorError
-
-        try:
-            size = DTYPES[self.dtype].itemsize * sum(map(_numbers_in, weight_files(self.folder())))
-        except SafetensorError:  # which loading them says better
-            return None
-        host = _HOST_SHARE * free_host_memory()
-        if self.device.startswith("cuda"):
-            memory = self.share * torch.cuda.get_device_properties(self.device).total_memory
-            fits = size <= _GPU_SHARE * memory
-        else:
-            fits = self.device != "cpu" or size <= host
-        if fits:
-            return None
-        kept: Literal["cpu", "disk"] = "cpu" if self.device.startswith("cuda") and size <= host else "disk"
-        warnings.warn(
-            f"the weights of {self.name} do not fit on {self.device}: the layers are read from "
-            f"{'main memory' if kept == 'cpu' else 'disk'}, one at a time, for every text, and every token that is "
-            "written" + ("; GPUs of one model (--gpus-per-worker 2) would hold them" if self.on_gpu else ""),
-            stacklevel=2,
-        )
-        return kept
 
     def load_pretrained(self, **options: Any) -> Any:
         """The causal language model, from safetensors only, with all its weights.
@@ -326,47 +291,6 @@ def check_names(dtype: str, device: str, attention: str) -> None:
         raise SettingsError(f"device {device!r} is not known; use auto, {', '.join(_AVAILABLE)}")
     if attention not in ATTENTION:
         raise SettingsError(f"attention {attention!r} is not known; use {', '.join(ATTENTION)}")
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model, without those that hold the same in the form of other programs."""
-    return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated"))
-
-
-def _numbers_in(path: Path) -> int:
-    """Of all tensors in a safetensors file."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-
-
-def fingerprint(folder: Path) -> str:
-    """A short name of a model's weights and RoPE, equal for equal content wherever it lies.
-
-    Every weight file counts with its size and up to 64 chunks of 64 KiB spread over it: enough to tell models and
-    checkpoints apart without reading hundreds of gigabytes.
-
-    Raises:
-        UnsupportedModelError: if there are no safetensors files.
-    """
-    weights = weight_files(folder)
-    if not weights:
-        raise UnsupportedModelError(f"{folder} holds no *.safetensors weights; convert the model to safetensors first")
-    digest = hashlib.sha256()
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    digest.update(json.dumps(config, sort_keys=True).encode())
-    schedule = folder / "longrope.json"
-    if schedule.exists():
-        digest.update(schedule.read_bytes())
-    for path in weights:
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
-        with path.open("rb") as stream:
-            for offset in sorted({size * k // _CHUNKS for k in range(_CHUNKS)} | {max(size - _CHUNK, 0)}):
-                stream.seek(offset)
-                digest.update(stream.read(_CHUNK))
-    return digest.hexdigest()[:16]
 
 
 def check_attention(config: Any, attention: str, *, eager: bool = True) -> None:

@@ -6,11 +6,53 @@ goes over a long sample in many chunks holds them from its first chunk to its la
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+
+from longrope.host_memory import free_host_memory
+from longrope.model.weights import count_numbers
+
+_GPU_SHARE = 0.85
+"""Of the memory of a GPU, for all weights together; the rest is for what they compute."""
+_HOST_SHARE = 0.9
+
+
+def layers_kept(name: str, folder: Path, number: int, device: str, share: float) -> Literal["cpu", "disk"] | None:
+    """Where the weights of decoder layers are kept that do not fit on the device, with a warning; None where they do.
+
+    Args:
+        name: of the model, for the warning.
+        folder: with its weights.
+        number: bytes of a number of the weights as they are loaded.
+        device: where everything computes.
+        share: of the memory of a GPU that the model may take.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        size = number * count_numbers(folder)
+    except SafetensorError:  # which loading them says better
+        return None
+    host, on_gpu = _HOST_SHARE * free_host_memory(), device.startswith("cuda")
+    if on_gpu:
+        fits = size <= _GPU_SHARE * share * torch.cuda.get_device_properties(device).total_memory
+    else:
+        fits = device != "cpu" or size <= host
+    if fits:
+        return None
+    kept: Literal["cpu", "disk"] = "cpu" if on_gpu and size <= host else "disk"
+    warnings.warn(
+        f"the weights of {name} do not fit on {device}: the layers are read from "
+        f"{'main memory' if kept == 'cpu' else 'disk'}, one at a time, for every text, and every token that is "
+        "written" + ("; GPUs of one model (--gpus-per-worker 2) would hold them" if on_gpu else ""),
+        stacklevel=2,
+    )
+    return kept
 
 
 def device_map(config: Any, device: str, layers: Literal["cpu", "disk"]) -> dict[str, str]:

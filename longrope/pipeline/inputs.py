@@ -16,7 +16,8 @@ from typing import Any
 from longrope.data.documents import files_of
 from longrope.data.mixture import read_mixture
 from longrope.demo import model_name
-from longrope.model.load import ModelSource, fingerprint
+from longrope.model.load import ModelSource
+from longrope.model.weights import fingerprint
 from longrope.pipeline.stages import (
     CURRENT,
     EXPORTED,

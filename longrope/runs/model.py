@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from longrope.model.load import ModelSource, check_attention, fingerprint, resolve_source
+from longrope.model.load import ModelSource, check_attention, resolve_source
 from longrope.model.rope_config import ModelRope, read_rope
+from longrope.model.weights import fingerprint
 from longrope.workers.settings import ExecutionSettings
 
 

@@ -1,4 +1,4 @@
-"""Loading: refusals in one line, safetensors only, and fingerprints that follow the content."""
+"""Loading: refusals in one line, and safetensors only."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from model_cases import logits_of, random_ids
 from safetensors.torch import load_file, save_file
 
 from longrope.exceptions import LongRopeError, SettingsError, UnsupportedModelError
-from longrope.model.load import ModelSource, fingerprint, resolve_source
+from longrope.model.load import ModelSource, resolve_source
 
 
 @pytest.fixture
@@ -124,7 +124,6 @@ def test_pickled_weights_are_refused_and_never_opened(folder, tmp_path):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
     assert_refused(ModelSource(str(folder)).load_model, "safetensors")
-    assert_refused(lambda: fingerprint(folder), "holds no \\*.safetensors weights; convert")
     assert not (tmp_path / "sprung").exists()
 
 
@@ -232,55 +231,6 @@ def test_hub_model_is_pinned_to_its_commit(folder, monkeypatch):
     assert (source.name, source.revision) == ("some/model", "0123abc")
     source.folder()
     assert asked == [("some/model", "main"), ("some/model", "0123abc")]
-
-
-# Fingerprints
-
-
-def test_fingerprint_is_that_of_the_content(folder, tmp_path):
-    copy = Path(shutil.copytree(folder, tmp_path / "elsewhere" / "copy"))
-    (copy / "README.md").write_text("the same model")
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(dict(reversed(config.items()))))
-    assert fingerprint(copy) == fingerprint(folder)
-
-
-def change_a_weight(folder):
-    weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"][3] += 1e-3
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-
-def change_the_config(folder):
-    config = json.loads((folder / "config.json").read_text())
-    config["rope_parameters"]["rope_theta"] = 20000.0
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-def add_a_schedule(folder):
-    (folder / "longrope.json").write_text("{}")
-
-
-def add_a_shard(folder):
-    shutil.copy(folder / "model.safetensors", folder / "more.safetensors")
-
-
-@pytest.mark.parametrize("change", [change_a_weight, change_the_config, add_a_schedule, add_a_shard])
-def test_fingerprint_tells_models_apart(folder, change):
-    before = fingerprint(folder)
-    change(folder)
-    assert fingerprint(folder) != before
-
-
-@pytest.mark.parametrize("where", [0, -1])
-def test_fingerprint_of_a_large_file_sees_both_ends(folder, where):
-    path = folder / "model.safetensors"
-    data = bytearray(8 << 20)
-    path.write_bytes(data)
-    before = fingerprint(folder)
-    data[where] = 1
-    path.write_bytes(data)
-    assert fingerprint(folder) != before
 
 
 def test_refusals_are_errors_of_the_package():

@@ -1,7 +1,6 @@
 """Layers that are kept elsewhere: loaded once for all chunks of a sample, and no score changes."""
 
 import gc
-import json
 import shutil
 import tempfile
 import warnings
@@ -14,9 +13,9 @@ from model_cases import random_ids
 from tiny_models import rotary_dim
 from transformers import AutoModelForCausalLM
 
-from longrope.model import load, scoring_plan
+from longrope.model import offloading, scoring_plan
 from longrope.model.load import ModelSource
-from longrope.model.offloading import computes_on, device_map, weights_held
+from longrope.model.offloading import computes_on, device_map, layers_kept, weights_held
 from longrope.model.score import score_blocks
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import yarn
@@ -36,7 +35,7 @@ def folder(make_tiny_model, tmp_path):
 @pytest.fixture
 def no_room(monkeypatch):
     """Main memory for no weights at all."""
-    monkeypatch.setattr(load, "free_host_memory", lambda: 1000)
+    monkeypatch.setattr(offloading, "free_host_memory", lambda: 1000)
 
 
 def offloaded(source):
@@ -132,6 +131,15 @@ def test_what_fits_is_loaded_as_a_whole(folder):
     assert not any(each.is_meta for each in model.parameters())
 
 
+def test_what_fits_depends_on_the_dtype(folder, monkeypatch):
+    path = folder()
+    numbers = sum(each.numel() for each in AutoModelForCausalLM.from_pretrained(path).parameters())
+    monkeypatch.setattr(offloading, "free_host_memory", lambda: 3 * numbers)
+    offloaded(ModelSource(str(path)))
+    whole = ModelSource(str(path), dtype="bfloat16").load_model()
+    assert not any(each.is_meta for each in whole.parameters())
+
+
 @pytest.mark.parametrize(
     ("gpu", "host", "dtype", "kept"),
     [
@@ -147,19 +155,15 @@ def test_layers_that_do_not_fit_on_a_gpu(folder, monkeypatch, gpu, host, dtype, 
     path = folder()
     size = 4 * sum(each.numel() for each in AutoModelForCausalLM.from_pretrained(path).parameters())
     shutil.copy(path / "model.safetensors", path / "consolidated.safetensors")  # the same for other programs
-    config = json.loads((path / "config.json").read_text())
-    del config["dtype"]
-    (path / "config.json").write_text(json.dumps(config))
 
     class Properties:
         total_memory = int(gpu * size)
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
-    monkeypatch.setattr(load, "free_host_memory", lambda: host * size)
-    source = ModelSource(str(path), device="cuda", dtype=dtype)
+    monkeypatch.setattr(offloading, "free_host_memory", lambda: host * size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert source._layers_kept() == kept
+        assert layers_kept("a model", path, getattr(torch, dtype).itemsize, "cuda", 1.0) == kept
 
 
 def test_the_map_names_every_part_once(make_tiny_model):
