@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from longrope.lengths import format_length
+from longrope.sizes import format_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -235,10 +236,6 @@ def print_scored(found: Sequence[Scored]) -> None:
             f"{each.seconds:.2f}",
             f"{each.length / each.seconds:,.0f}",
             f"{each.flops / each.seconds / 1e12:.3g}",
-            "unknown" if each.memory is None else _size(each.memory),
+            "unknown" if each.memory is None else format_size(each.memory, measured=True),
         )
     console().print(drawn)
-
-
-def _size(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

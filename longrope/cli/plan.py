@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from longrope.sizes import format_size
+
 if TYPE_CHECKING:
     from longrope.pipeline.plan import Plan, StagePlan
 
@@ -143,7 +145,4 @@ def _flops(flops: float | None) -> str:
 
 
 def _bytes(size: float) -> str:
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
-        if size >= unit:
-            return f"{size / unit:.1f} {name}"
-    return f"{size / 1024:.0f} KiB" if size else ""
+    return format_size(size) if size else ""

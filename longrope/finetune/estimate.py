@@ -9,12 +9,13 @@ from typing import Any
 from longrope.exceptions import InvalidInputError, SettingsError
 from longrope.finetune.flops import TrainingFlops
 from longrope.finetune.hardware import Hardware, peak_flops
-from longrope.finetune.memory import GIB, Memory, training_memory
+from longrope.finetune.memory import Memory, training_memory
 from longrope.finetune.model_shape import ModelShape
 from longrope.finetune.sequence_parallel import check_sequence_parallel
 from longrope.finetune.settings import FinetuneSettings
 from longrope.finetune.world import World
 from longrope.lengths import format_length
+from longrope.sizes import GIB, format_size
 
 UTILISATION = (0.2, 0.5)
 """Share of the peak that published runs of long segments reach, recomputation counted as work.
@@ -91,8 +92,8 @@ def describe(found: Estimate) -> list[str]:
         ("each host", memory.host, memory.host_bytes, hardware.host_memory),
     ):
         if parts and free is not None:
-            lines.append(f"memory of {where}, estimated: {_gib(total)} of {_gib(free)} free")
-            lines += [f"  {name:<30}{_gib(size):>12}" for name, size in parts.items() if abs(size) >= GIB / 100]
+            lines.append(f"memory of {where}, estimated: {format_size(total)} of {format_size(free)} free")
+            lines += [f"  {name:<30}{format_size(size):>12}" for name, size in parts.items() if abs(size) >= GIB / 100]
     if found.seconds is None:
         lines.append("duration: not estimated, shown after the first steps")
     else:
@@ -115,9 +116,10 @@ def check_fits(found: Estimate) -> None:
         return
     hardware, memory = found.hardware, found.memory
     if hardware.memory is not None and memory.device_bytes > hardware.memory:
-        what = f"this run needs about {_gib(memory.device_bytes)} on each GPU, and {_gib(hardware.memory)} are free"
+        where, needed, free = "GPU", memory.device_bytes, hardware.memory
     else:
-        what = f"this run needs about {_gib(memory.host_bytes)} on each host, and {_gib(hardware.host_memory)} are free"
+        where, needed, free = "host", memory.host_bytes, hardware.host_memory
+    what = f"this run needs about {format_size(needed)} on each {where}, and {format_size(free)} are free"
     raise SettingsError(f"{what}; {_advice(found)}")
 
 
@@ -222,10 +224,6 @@ def _check(found: Estimate, settings: FinetuneSettings) -> None:
     kernel = "sdpa" if settings.kernel == "auto" else settings.kernel
     check_sequence_parallel(found.config, settings.sp, kernel, settings.seq_length)
     World(size=found.hardware.devices).accumulation(settings.global_batch, settings.micro_batch, settings.sp)
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB" if abs(size) >= GIB / 10 else f"{size / 2**20:.0f} MiB"
 
 
 def format_count(number: float) -> str:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from longrope.finetune.hardware import Hardware
 from longrope.finetune.model_shape import ModelShape
 from longrope.finetune.settings import FinetuneSettings
+from longrope.sizes import GIB
 
-GIB = 2**30
 _NF4 = 4.127 / 8  # bytes of a weight with double quantisation (QLoRA, arXiv 2305.14314, section 3)
 _LOGITS = 1 << 25  # elements of a tile of logits where no tile is chosen, see tiled_loss.py
 # DeepSpeed's defaults, in elements.

@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 
 from longrope.files import write_text_atomically
 from longrope.finetune.estimate import format_duration
-from longrope.finetune.memory import GIB
+from longrope.sizes import GIB
 
 METRICS_FILE = "metrics.jsonl"
 _PLAIN_LINE_SECONDS = 15.0

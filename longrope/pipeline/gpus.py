@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from longrope.exceptions import SettingsError
 from longrope.finetune.hardware import Hardware
-from longrope.finetune.memory import GIB
+from longrope.sizes import GIB
 
 HOST_PER_GPU = 128
 """GiB of main memory for each GPU of a host, where nothing is said: the less of what clouds and DGX machines have."""

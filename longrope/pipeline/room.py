@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from longrope.exceptions import RunExistsError, SettingsError
-from longrope.finetune.memory import GIB
 from longrope.pipeline.disk import saved_bytes
 from longrope.pipeline.inputs import model_source
 from longrope.pipeline.plan import Plan
@@ -24,6 +23,7 @@ from longrope.pipeline.stages import (
 )
 from longrope.pipeline.standing import Standings, refuse_other
 from longrope.pipeline.state import DONE
+from longrope.sizes import format_size
 
 Note = Callable[[Stage | str, str], None]
 """Is told where a problem is, and which."""
@@ -72,10 +72,13 @@ class Room:
         free = shutil.disk_usage(self._there).free
         if needed > free:
             largest = max(disk, key=lambda name: disk[name])
-            hint = f"{largest} leaves {_gib(disk[largest])}"
+            hint = f"{largest} leaves {format_size(disk[largest])}"
             if any(stage.name == largest and stage.kind == FinetuneStage.kind for stage in recipe.stages):
                 hint += f", less with {largest}.save_limit=1"
-            note("output", f"the run will leave {_gib(needed)} in {self._there}, and {_gib(free)} are free; {hint}")
+            note(
+                "output",
+                f"the run will leave {format_size(needed)} in {self._there}, and {format_size(free)} are free; {hint}",
+            )
 
     def _links(self, stage: ExportStage, recipe: Recipe) -> bool:
         """Whether an export takes no room, for its weights are those of a model on the same file system."""
@@ -98,7 +101,3 @@ def misfit(stage: Stage, planned: Plan) -> str | None:
         return None
     notes = next(each.notes for each in planned.stages if each.name == stage.name)
     return next((line for line in notes if line.startswith(MISFIT)), None)
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.0f} MiB"

@@ -10,7 +10,6 @@ from typing import Any
 from longrope.exceptions import InvalidInputError, SettingsError
 from longrope.finetune.estimate import check_fits, estimate
 from longrope.finetune.hardware import Hardware, peak_flops
-from longrope.finetune.memory import GIB
 from longrope.finetune.model_shape import ModelShape
 from longrope.finetune.world import World
 from longrope.lengths import format_length
@@ -34,6 +33,7 @@ from longrope.pipeline.stages import (
 from longrope.pipeline.work import Round, Work, evaluation_work, held_out_work, readjust_work, search_work
 from longrope.runs.model import LoadedModel
 from longrope.runs.progress import Progress
+from longrope.sizes import format_size
 from longrope.workers.room import gpu_room
 from longrope.workers.settings import ExecutionSettings
 
@@ -210,8 +210,8 @@ class StagePlanner:
             room = int(hardware.host_memory // each)
             change = f"execution.workers: {room} would make it fit" if room else "use a machine with more memory"
             return memory, (
-                f"does not fit: {told} needs {_gib(each)} in each of {places.workers} workers, and "
-                f"{_gib(hardware.host_memory)} are free; {change}"
+                f"does not fit: {told} needs {format_size(each)} in each of {places.workers} workers, and "
+                f"{format_size(hardware.host_memory)} are free; {change}"
             )
         assert hardware.memory is not None
         spread = max(int(places.share), 1) if places.sp == 1 else 1
@@ -219,7 +219,9 @@ class StagePlanner:
         memory = needed(spread) * min(together, places.workers)
         if memory <= hardware.memory:
             return memory, None
-        does_not = f"does not fit: {told} needs {_gib(memory)} on a GPU, and {_gib(hardware.memory)} are there"
+        does_not = (
+            f"does not fit: {told} needs {format_size(memory)} on a GPU, and {format_size(hardware.memory)} are there"
+        )
         for more in _SPREADS:
             if needed(more) <= hardware.memory and more <= hardware.devices_per_node and more != places.share:
                 return memory, f"{does_not}; execution.gpus_per_worker: {more} would make it fit"
@@ -314,7 +316,3 @@ def _advice(needs: Any) -> str | None:
     except SettingsError as error:
         return f"does not fit: {error}"
     return None
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB"
