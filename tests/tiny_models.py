@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
 PARTIAL = ("phi3", "glm4", "gpt_neox", "stablelm")
 """Architectures whose tiny models rotate half of each head."""
@@ -69,4 +69,22 @@ def tiny_config(model_type: str, rope: dict[str, object] | None = None, **change
             **_SHAPES.get(model_type, {}),
             **changes,
         },
+    )
+
+
+def llama_to_measure(inner: int, groups: int, vocabulary: int = 300) -> LlamaConfig:
+    """Large enough that plans of its memory can be held against its tensors: 2 layers, 4 heads of 64 dimensions.
+
+    Args:
+        inner: width of its MLP.
+        groups: heads of keys and values.
+    """
+    return LlamaConfig(
+        hidden_size=256,
+        intermediate_size=inner,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=groups,
+        vocab_size=vocabulary,
+        max_position_embeddings=512,
     )

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from living_tensors import Peak
-from tiny_models import tiny_config
-from transformers import AutoModelForCausalLM, LlamaConfig
+from tiny_models import llama_to_measure, tiny_config
+from transformers import AutoModelForCausalLM
 
 from longrope.model import score, scoring_plan
 from longrope.model.architectures import architecture_for
@@ -153,15 +153,7 @@ def test_sizes_of_a_layer(model_type, sizes):
 def test_tensors_take_what_was_planned(monkeypatch, dtype, inner, groups):
     monkeypatch.setattr(score, "_LOGITS", 1 << 18)
     monkeypatch.setattr(scoring_plan, "CPU_CHUNK", 512)
-    config = LlamaConfig(
-        hidden_size=256,
-        intermediate_size=inner,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=groups,
-        vocab_size=300,
-        max_position_embeddings=512,
-    )
+    config = llama_to_measure(inner, groups)
     model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
     length, sizes = 4096, LayerSizes.of(config)
     with Peak(model.parameters()) as peak:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from living_tensors import Peak
+from tiny_models import llama_to_measure
 from tiny_search import InProcessPool, in_process, search_in_process, settings
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -252,15 +253,7 @@ def test_tensors_of_scoring_take_what_was_planned(
     dtype: torch.dtype, intermediate: int, kv_heads: int, vocabulary: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(score, "_LOGITS", 1 << 21)
-    config = LlamaConfig(
-        hidden_size=256,
-        intermediate_size=intermediate,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=kv_heads,
-        vocab_size=vocabulary,
-        max_position_embeddings=512,
-    )
+    config = llama_to_measure(intermediate, kv_heads, vocabulary)
     model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
     length = 1024
     with Peak(model.parameters()) as peak:
