@@ -257,10 +257,8 @@ def check_execution(execution: ExecutionSettings, source: ModelSource) -> None:
         _check_importable(package, f"attention {source.attention!r}", "use sdpa")
     if source.device == "auto" and not elsewhere and find_spec("accelerate") is None:
         raise SettingsError("several GPUs for each evaluator need accelerate; run `pip install accelerate`")
-    if source.on_gpu and execution.executor == "local" and execution.gpus(True) > torch.cuda.device_count():
-        raise SettingsError(
-            f"GPUs per worker is {execution.gpus(True):g}, but this machine has {torch.cuda.device_count()}"
-        )
+    if source.on_gpu:
+        execution.check_gpus(torch.cuda.device_count())
 
 
 def _check_importable(package: str, what: str, instead: str) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from longrope.data.documents import read_documents
 from longrope.data.samples import sample_from_text
 from longrope.evaluation.methods import open_methods
@@ -78,14 +80,17 @@ def score(settings: ScoreSettings, progress: Progress | None = None) -> Iterator
         InvalidInputError: if something that was given cannot be used; nothing is scored then.
     """
     progress = progress or Progress()
-    model = open_model(settings.model, settings.execution, settings.revision)
+    execution = settings.execution
+    model = open_model(settings.model, execution, settings.revision)
+    if model.source.on_gpu or (execution.gpus_per_worker and execution.device == "auto"):
+        execution.check_gpus(torch.cuda.device_count())
     lengths = tuple(sorted(set(settings.lengths)))
     names = (settings.method,) if settings.method else ()
     [policy] = open_methods(model.rope, lengths, settings.factors, names, model.config).values()
     sample = sample_from_text(_beginning(settings.text, lengths[-1]), model.tokenizer, lengths[-1], settings.text)
     shape = ModelShape.of(model.config)
     progress.note(f"loading {settings.model}")
-    with _threads(settings.execution.threads_per_worker), _loaded(model.source) as loaded:
+    with _threads(execution.threads_per_worker), _loaded(model.source) as loaded:
         # What the first call allocates for good, and the time that it takes, are no part of a text's.
         score_tokens(loaded, sample.tokens[: min(512, lengths[0])], policy.factors_for(lengths[0]))
         for length in lengths:
@@ -110,8 +115,6 @@ def _loaded(source: ModelSource) -> Iterator[Any]:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

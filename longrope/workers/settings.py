@@ -72,6 +72,14 @@ class ExecutionSettings:
         """GPUs of each worker, given whether the model is loaded on one."""
         return (float(self.sp) if self.gpus_per_worker is None else self.gpus_per_worker) if on_gpu else 0.0
 
+    def check_gpus(self, there: int) -> None:
+        """Raise SettingsError where a worker of this machine is to have more GPUs than there are."""
+        wanted = self.gpus(True)
+        if self.executor == "local" and wanted > there:
+            name = "sp" if self.sp > 1 else "GPUs per worker"
+            instead = f"{there}; give at most that" if there else "no GPU; leave it away, or use another machine"
+            raise SettingsError(f"{name} is {wanted:g}, but this machine has {instead}")
+
     @property
     def gpus_per_model(self) -> float:
         """GPUs that the layers of a model are spread over, or its share of one."""

@@ -92,6 +92,32 @@ def test_bad_input(longrope: Run, model_folder: Path, long_text: Path, options: 
     assert told in ended.err
 
 
+@pytest.mark.parametrize(
+    ("there", "options", "told"),
+    [
+        (0, ("--gpus", 2), "GPUs per worker is 2, but this machine has no GPU; leave it away, or use another machine"),
+        (1, ("--gpus", 2), "GPUs per worker is 2, but this machine has 1; give at most that"),
+        (2, ("--sp", 4), "sp is 4, but this machine has 2; give at most that"),
+    ],
+)
+def test_more_gpus_than_there_are(
+    longrope: Run,
+    model_folder: Path,
+    long_text: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    there: int,
+    options: tuple[object, ...],
+    told: str,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(there))))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    ended = longrope("score", model_folder, long_text, "--lengths", 64, *options)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.splitlines() == [f"error: {told}"]
+
+
 def test_a_text_that_does_not_exist(longrope: Run, model_folder: Path, tmp_path: Path) -> None:
     ended = longrope("score", model_folder, tmp_path / "absent.txt", "--lengths", 64)
     assert (ended.code, "absent.txt" in ended.err) == (2, True)
