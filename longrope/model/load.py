@@ -301,7 +301,9 @@ def check_attention(config: Any, attention: str, *, eager: bool = True) -> None:
     """
     row = ARCHITECTURES.get(str(getattr(config, "model_type", None)))
     if attention == "sdpa" and row is not None and not row.sdpa:
-        instead = ", or eager, whose memory grows with the square of the length" if eager else ", on a GPU"
+        # Samples of more than a chunk are scored in tiles under eager too; prompts go through a layer as a whole.
+        square = "whose memory grows with the square of a prompt's length (not of a scored text's)"
+        instead = f", or eager, {square}" if eager else ", on a GPU"
         raise SettingsError(
             f"attention 'sdpa' cannot compute what model type {row.model_type!r} needs; use flash_attention_2{instead}"
         )

@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
+from living_tensors import Peak
 from model_cases import logits_of, random_ids
 from safetensors.torch import load_file, save_file
+from tiny_models import rotary_dim
 
 from longrope.exceptions import LongRopeError, SettingsError, UnsupportedModelError
+from longrope.model import scoring_plan
 from longrope.model.load import ModelSource, resolve_source
+from longrope.model.score import score_blocks
+from longrope.rope.factors import RopeFactors
 
 
 @pytest.fixture
@@ -53,9 +58,23 @@ def test_attention_is_the_one_asked_for(folder, attention):
 
 def test_attention_that_cannot_compute_the_model_is_refused(make_tiny_model, tmp_path):
     make_tiny_model("gemma2").save_pretrained(tmp_path)
-    with pytest.raises(SettingsError, match="'sdpa' cannot compute what model type 'gemma2' needs; use flash_att"):
+    told = "'sdpa' cannot compute what model type 'gemma2' needs; use flash_attention_2, or eager, whose memory grows"
+    with pytest.raises(SettingsError, match=told):
         ModelSource(str(tmp_path)).load_model()
     assert ModelSource(str(tmp_path), attention="eager").load_model().config._attn_implementation == "eager"
+
+
+def test_eager_attention_scores_without_the_square_of_the_length(make_tiny_model, monkeypatch):
+    """As the refusal of sdpa says."""
+    model = make_tiny_model("gemma2", attn_implementation="eager")
+    most = {}
+    for chunk, length in ((256, 1024), (256, 2048), (4096, 1024), (4096, 2048)):
+        monkeypatch.setattr(scoring_plan, "CPU_CHUNK", chunk)
+        with Peak(model.parameters()) as peak:
+            score_blocks(model, random_ids(length)[0], [RopeFactors.identity(1e4, rotary_dim("gemma2"), 64)])
+        most[chunk, length] = peak.most
+    assert most[256, 2048] < 2.1 * most[256, 1024]
+    assert most[4096, 2048] > 3.5 * most[4096, 1024]
 
 
 def test_model_with_tied_embeddings_is_complete(make_tiny_model, tmp_path):
