@@ -24,16 +24,17 @@ from longrope.finetune.held_out import held_out_lengths
 from longrope.finetune.settings import FinetuneSettings
 from longrope.model.rope_config import attention_span
 from longrope.runs.model import LoadedModel
-from longrope.search.algorithms import Sizes
 from longrope.search.comparison import passes
 from longrope.search.readjust import ReadjustSettings, readjust_problem
 from longrope.search.search import search_problem
-from longrope.search.settings import PERPLEXITY, DataSettings, SearchSettings
+from longrope.search.settings import PERPLEXITY, AlgorithmSettings, DataSettings, SearchSettings
 from longrope.search.solve import Problem
 
 PASSKEY_DIGITS = 5
 AROUND_DIGITS = 2
 """Tokens of an answer beside its digits, each of which is a token of its own: the blank and the full stop."""
+RACING_SAVES = 0.25
+"""Of what candidates after the first round would take; 14% to 46% in the runs of benchmarks/search_quality.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +62,8 @@ Round = tuple[Work, ...]
 
 def search_work(model: LoadedModel, settings: SearchSettings) -> list[Round]:
     """Rounds of a search, and the comparison with other methods at its end."""
-    target = settings.target_length
     problem = search_problem(model, settings, samples=SampleSet(()))
-    return _searched(problem, settings.algorithm.sizes(target), settings.data)
+    return _searched(problem, settings.algorithm, settings.data)
 
 
 def readjust_work(model: LoadedModel, settings: ReadjustSettings) -> dict[int, list[Round]]:
@@ -71,16 +71,18 @@ def readjust_work(model: LoadedModel, settings: ReadjustSettings) -> dict[int, l
     schedule, found = model.rope.schedule(), {}
     for window in sorted(set(settings.windows)):
         problem = readjust_problem(model.rope, schedule, window, settings.algorithm, samples=SampleSet(()))
-        found[window] = _searched(problem, settings.algorithm.sizes(window), settings.data)
+        found[window] = _searched(problem, settings.algorithm, settings.data)
     return found
 
 
-def _searched(problem: Problem, sizes: Sizes, data: DataSettings) -> list[Round]:
+def _searched(problem: Problem, algorithm: AlgorithmSettings, data: DataSettings) -> list[Round]:
     length, samples = problem.length, data.sample_count(problem.length)
     seeds = {problem.space.quantise(seed) for seed in problem.seeds}
-    rounds = [size * samples for size in sizes.rounds(len(seeds))]
+    first, *later = (size * samples for size in algorithm.sizes(length).rounds(len(seeds)))
+    if algorithm.races:
+        later = [count - round(RACING_SAVES * count) for count in later]
     # One evaluation comes first and alone: it says how long the others will take.
-    counts = [1, rounds[0] - 1, *rounds[1:]]
+    counts = [1, first - 1, *later]
     # What is asked for twice is scored once. The best candidate, and mostly the best without n_hat, are among those
     # that the search has scored already; held-out documents know neither.
     on_search = {method.at(length) for method in problem.methods} - seeds

@@ -43,11 +43,12 @@ from longrope.pipeline.plan import Plan, StagePlan, plan
 from longrope.pipeline.probe import Measured
 from longrope.pipeline.recipe import read_recipe
 from longrope.pipeline.scoring_memory import scoring_memory
-from longrope.pipeline.work import Round, Work, evaluation_work, readjust_work, search_work
+from longrope.pipeline.work import RACING_SAVES, Round, Work, evaluation_work, readjust_work, search_work
 from longrope.rope.factors import RopeFactors
 from longrope.runs.model import LoadedModel, open_model
 from longrope.runs.progress import Progress
 from longrope.search.readjust import ReadjustSettings, readjust
+from longrope.search.settings import AlgorithmSettings
 from longrope.workers.settings import ExecutionSettings
 
 DAY = 86400.0
@@ -153,6 +154,23 @@ def test_a_search_scores_as_many_texts_as_planned(model_folder: Path, documents_
     assert_as_planned([alone, first, *others], pool)
     journal = (tmp_path / "run" / "evaluations.jsonl").stat().st_size
     assert journal < journal_bytes([alone, first, *others]) < 4 * journal
+
+
+def test_racing_is_expected_to_save_a_share_of_what_comes_after_the_first_round(
+    model_folder: Path, documents_file: Path, tmp_path: Path
+) -> None:
+    asked = settings(model_folder, documents_file, tmp_path / "run", target_length=256)
+    searched = {
+        racing: search_work(
+            opened(model_folder), replace(asked, algorithm=AlgorithmSettings(max_evaluations=40, racing=racing))
+        )
+        for racing in (True, False)
+    }
+    (alone, first, *raced), (_, _, *whole) = searched[True], searched[False]
+    assert [alone, first] == searched[False][:2]
+    assert raced[-1] == whole[-1], "the comparison"
+    scored, all_ = (sum(counted(rounds[:-1]).values()) for rounds in (raced, whole))
+    assert scored == pytest.approx((1 - RACING_SAVES) * all_, rel=0.02)
 
 
 def assert_as_planned(rounds: Sequence[Round], pool: InProcessPool) -> None:
