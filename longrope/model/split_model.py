@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import weakref
 from collections.abc import Sequence
@@ -181,6 +183,7 @@ def _join(store: Any, place: SequenceSplit, device: str) -> None:
 def _serve() -> None:
     """What each of the others does."""
     told = json.loads(sys.stdin.readline())
+    tempfile.tempdir = tempfile.mkdtemp(prefix="longrope-")  # of what loading writes; nobody else removes it
     threading.Thread(target=_end_with_the_first, daemon=True).start()
     from transformers.utils import logging
 
@@ -196,7 +199,7 @@ def _serve() -> None:
         try:
             distributed.broadcast_object_list(requests, src=0)
         except RuntimeError:  # the first process is gone
-            os._exit(0)
+            _leave()
         torch.set_num_threads(requests[0].threads)
         nll_of_own_parts(model, requests[0], place)
 
@@ -204,6 +207,12 @@ def _serve() -> None:
 def _end_with_the_first() -> None:
     """The first process holds the other end of standard input, and says nothing more."""
     sys.stdin.read()
+    _leave()
+
+
+def _leave() -> None:
+    """End at once, whatever collective operation this process waits in."""
+    shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
     os._exit(0)
 
 

@@ -182,9 +182,14 @@ while True:
 
 @pytest.fixture
 def running(make_tiny_model, tmp_path):
-    make_tiny_model().save_pretrained(tmp_path)
+    make_tiny_model().save_pretrained(tmp_path / "model")
+    (tmp_path / "temporary").mkdir()
     first = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "model")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
     )
     other = psutil.Process(int(first.stdout.readline()))
     yield first, other
@@ -194,11 +199,13 @@ def running(make_tiny_model, tmp_path):
     first.communicate()
 
 
-def test_the_others_end_with_the_first(running):
+def test_the_others_end_with_the_first_and_leave_nothing(running, tmp_path):
     first, other = running
+    assert list((tmp_path / "temporary").iterdir())
     os.kill(first.pid, signal.SIGKILL)
     other.wait(60)
     assert not other.is_running()
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_the_first_ends_when_another_does_and_says_so(running):
