@@ -68,7 +68,12 @@ def _by_heads(kernel: Kernel, query: torch.Tensor, key: torch.Tensor, value: tor
     """A kernel for equally many heads of queries and keys, on as many of them as its offsets reach."""
     rows, heads, queries, _ = query.shape
     groups = key.shape[1]
-    step = max(1, INDEXED // (rows * key.shape[2] * max(key.shape[3], value.shape[3])))
+    step = _heads_at_once(key, value)
+    if step == 0 and rows > 1:
+        return torch.cat(
+            [_by_heads(kernel, *(each[row : row + 1] for each in (query, key, value))) for row in range(rows)]
+        )
+    step = max(step, 1)
     if heads == groups <= step:
         return kernel(query, key, value).transpose(1, 2)
     grouped = query.unflatten(1, (groups, heads // groups))  # (B, G, H / G, Q, d)
@@ -79,6 +84,21 @@ def _by_heads(kernel: Kernel, query: torch.Tensor, key: torch.Tensor, value: tor
             attended = kernel(grouped[:, part, member], key[:, part], value[:, part])
             out[:, :, part, member] = attended.transpose(1, 2)
     return out.flatten(2, 3)
+
+
+def _heads_at_once(key: torch.Tensor, value: torch.Tensor) -> int:
+    """Heads of about equal calls, whose elements lie within reach: keys are views into those of all positions."""
+    groups = key.shape[1]
+    for calls in range(1, groups + 1):
+        step = math.ceil(groups / calls)
+        if max(_span(key[:, :step]), _span(value[:, :step])) <= INDEXED:
+            return step
+    return 0
+
+
+def _span(states: torch.Tensor) -> int:
+    """Elements from the first to the last one where they lie in memory."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(states.shape, states.stride(), strict=True))
 
 
 def _past_and_diagonal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
@@ -101,9 +121,9 @@ def _past_and_diagonal(query: torch.Tensor, key: torch.Tensor, value: torch.Tens
 def _lower_right(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
     """On GPUs: the kernels that know a mask aligned at the bottom right; tiles for what they do not take."""
     parameters = SDPAParams(query, key, value, None, 0.0, False, False)
-    if query.device.type != "cuda" or not (
-        can_use_flash_attention(parameters) or can_use_efficient_attention(parameters)
-    ):
+    # Of AMD's kernels nobody has seen here where they align such a mask.
+    fused = query.device.type == "cuda" and torch.version.hip is None
+    if not fused or not (can_use_flash_attention(parameters) or can_use_efficient_attention(parameters)):
         return _tiled(query, key, value, scale, None, None)
     mask: Any = causal_lower_right(query.shape[2], key.shape[2])
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)

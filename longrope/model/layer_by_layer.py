@@ -8,10 +8,9 @@ decoder's own code gives them, so that no architecture needs anything here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from transformers import AttentionInterface
 from longrope.exceptions import UnsupportedModelError
 from longrope.model.causal_attention import causal_attention
 from longrope.model.layer_keys import KeysCollectedError, LayerKeys, attention_dtype
+from longrope.model.memory_retries import Parts, free_unused, is_out_of_memory, may_retry
 from longrope.model.offloading import weights_held
 from longrope.model.residual import DeviceResidual, HostResidual, Residual
 from longrope.model.sequence_split import SequenceSplit
@@ -58,13 +58,11 @@ class LayerByLayer:
         self._stand_ins = [_StandIn(layer) for layer in self._layers]
         self._batch = batch
         self._length = batch.shape[1]
-        self._chunk = chunk
         self._residual: type[HostResidual | DeviceResidual] = HostResidual if on_host else DeviceResidual
         self._split = split
         self._keys = LayerKeys(self._length)
         self._known: dict[tuple[int, int], list[dict[str, Any]]] = {}
-        # Under DeepSpeed's ZeRO 3 a pass that one process begins again has no counterpart in the others.
-        self._gathers = any(hasattr(parameter, "ds_id") for parameter in decoder.parameters())
+        self._parts = Parts(chunk, LEAST_CHUNK, may_retry(decoder), self._known.clear)
         implementation = decoder.config._attn_implementation
         self._attention = implementation if implementation in _FLASH else _CHUNKED
 
@@ -81,42 +79,59 @@ class LayerByLayer:
                 with weights_held(layer):
                     self._pass(number, residuals)
             for begin, end, residual in residuals:
-                yield from self._parts(max(begin, first), end, partial(self._finish, residual))
+                yield from self._parts.over(max(begin, first), end, partial(self._finish, residual))
 
     def _embedded(self, begin: int, end: int) -> Residual:
         """What the first layer is given of a part of the sample."""
-        parts = self._parts(begin, end, self._embed)
-        first, hidden = next(parts)
-        residual = self._residual(hidden, begin, end)
-        for start, made in chain([(first, hidden)], parts):
-            residual.write(start, made)
+        residual: Residual | None = None
+
+        def embed(start: int, stop: int) -> None:
+            nonlocal residual
+            self._decode(start, stop)
+            hidden = self._stand_ins[0].hidden
+            residual = residual or self._stream(hidden, begin, end)
+            residual.write(start, hidden)
+
+        for _ in self._parts.over(begin, end, embed):
+            pass
+        assert residual is not None
         return residual
+
+    def _stream(self, like: torch.Tensor, begin: int, end: int) -> Residual:
+        """On the device, or on the host where the device turns out to have no room."""
+        try:
+            return self._residual(like, begin, end)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or self._residual is HostResidual:
+                raise
+        self._residual = HostResidual
+        free_unused()
+        return HostResidual(like, begin, end)
 
     def _pass(self, number: int, residuals: list[tuple[int, int, Residual]]) -> None:
         """Exchange the residual stream for what a layer makes of it."""
         if self._split is not None:
             for begin, end, residual in residuals:
-                for _ in self._parts(begin, end, partial(self._collect, number, residual)):
+                for _ in self._parts.over(begin, end, partial(self._collect, number, residual)):
                     pass
             self._split.gather(self._keys, self._length)
         for begin, end, residual in residuals:
-            for start, made in self._parts(begin, end, partial(self._forward, number, residual)):
-                residual.write(start, made)
+            for _ in self._parts.over(begin, end, partial(self._exchange, number, residual)):
+                pass
 
-    def _embed(self, start: int, stop: int) -> torch.Tensor:
-        """What the first layer is given."""
-        self._decode(start, stop)
-        return self._stand_ins[0].hidden
+    def _exchange(self, number: int, residual: Residual, start: int, stop: int) -> None:
+        residual.write(start, self._forward(number, residual, start, stop))
 
     def _forward(self, number: int, residual: Residual, start: int, stop: int) -> torch.Tensor:
         """What a layer makes of a part of the residual stream."""
         given = self._given(start, stop)[number]
+        self._keys.start = start
         with _implementation(self._decoder, self._attention):
             out = self._layers[number](residual.read(start, stop), **given)
         made: torch.Tensor = out[0] if isinstance(out, tuple) else out
         return made
 
-    def _collect(self, number: int, residual: Residual, start: int, stop: int) -> torch.Tensor:
+    def _collect(self, number: int, residual: Residual, start: int, stop: int) -> None:
         """Only the keys and values that a layer makes of a part of the residual stream."""
         self._keys.only = True
         try:
@@ -125,7 +140,6 @@ class LayerByLayer:
             pass
         finally:
             self._keys.only = False
-        return self._batch[:, start:stop]
 
     def _finish(self, residual: Residual, start: int, stop: int) -> torch.Tensor:
         """What the decoder makes of what its last layer made."""
@@ -144,6 +158,7 @@ class LayerByLayer:
 
     def _decode(self, start: int, stop: int) -> torch.Tensor:
         """The decoder's own code on a part of the sample, with layers that only stand in for its own."""
+        self._keys.start = start
         hidden: torch.Tensor = self._decoder(
             input_ids=self._batch[:, start:stop],
             position_ids=torch.arange(start, stop, device=self._batch.device)[None],
@@ -151,35 +166,6 @@ class LayerByLayer:
             use_cache=True,
         ).last_hidden_state
         return hidden
-
-    def _parts(
-        self, first: int, end: int, work: Callable[[int, int], torch.Tensor]
-    ) -> Iterator[tuple[int, torch.Tensor]]:
-        """Where each chunk from ``first`` to ``end`` starts, and what ``work`` makes of it.
-
-        Where memory runs out the same chunk is begun again as a smaller one, and so are all after it.
-        """
-        start = first
-        while start < end:
-            stop = min(start + self._chunk, end)
-            self._keys.start = start
-            made = None
-            try:
-                made = work(start, stop)
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or stop - start <= LEAST_CHUNK or self._gathers:
-                    raise
-            if made is None:  # and the error no longer holds on to what was allocated
-                self._shrink(stop - start)
-            else:
-                yield start, made
-                start = stop
-
-    def _shrink(self, failed: int) -> None:
-        self._chunk = max(failed // 2, LEAST_CHUNK)
-        self._known.clear()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     @contextmanager
     def _standing_in(self) -> Iterator[None]:
@@ -218,12 +204,6 @@ class _StandIn(torch.nn.Module):
     def forward(self, hidden: torch.Tensor, **given: Any) -> torch.Tensor:
         self.hidden, self.given = hidden, given
         return hidden if self.makes is None else self.makes
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on CPU."""
-    told = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in told)
 
 
 def _bytes(given: list[dict[str, Any]]) -> int:

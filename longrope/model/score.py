@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from torch.nn import functional
 from longrope.exceptions import RunFailedError
 from longrope.model.architectures import architecture_for
 from longrope.model.attach import Attachment, attached
-from longrope.model.layer_by_layer import LayerByLayer
+from longrope.model.layer_by_layer import LEAST_CHUNK, LayerByLayer
+from longrope.model.memory_retries import Parts, free_unused, is_out_of_memory, may_retry
 from longrope.model.offloading import computes_on
 from longrope.model.scoring_plan import ScoringPlan, plan_scoring
 from longrope.model.sequence_split import SequenceSplit
@@ -28,6 +30,8 @@ from longrope.rope.factors import RopeFactors
 from longrope.rope.rotary import Mode
 
 BLOCK = 256
+LEAST_SLICE = 16
+"""Positions whose logits exist at a time, at least; running out of memory with so few is an error."""
 # Elements of one slice of float32 logits: 128 MiB.
 _LOGITS = 1 << 25
 
@@ -177,15 +181,18 @@ def nll_of_own_parts(
     )
     with torch.inference_mode(), attaching as attachment:
         attachment.pin_rows(request.factors, length)
-        step = slice_length(count, model.config.vocab_size)
+
+        def losses(hidden: torch.Tensor, begin: int, start: int, stop: int) -> torch.Tensor:
+            logits = architecture.logits(model, hidden[:, start - begin : stop - begin]).float()  # (C, n, V)
+            targets = batch[:, start + 1 : stop + 1].to(logits.device)  # (C, n)
+            nll = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+            return nll.view(count, -1).cpu().double()
+
+        slices = Parts(slice_length(count, model.config.vocab_size), LEAST_SLICE, may_retry(model))
         for begin, hidden in _final_hidden(decoder, batch, first - 1, request.plan, split):
-            for start in range(max(begin, first - 1), min(begin + hidden.shape[1], length - 1), step):
-                stop = min(start + step, begin + hidden.shape[1], length - 1)
-                logits = architecture.logits(model, hidden[:, start - begin : stop - begin]).float()  # (C, n, V)
-                targets = batch[:, start + 1 : stop + 1].to(logits.device)  # (C, n)
-                nll = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-                del logits
-                found[:, start + 1 - first : stop + 1 - first] = nll.view(count, -1).cpu().double()
+            ends = max(begin, first - 1), min(begin + hidden.shape[1], length - 1)
+            for start, nll in slices.over(*ends, partial(losses, hidden, begin)):
+                found[:, start + 1 - first : start + 1 - first + nll.shape[1]] = nll
     if split is not None:
         split.sum(found)
     return found
@@ -195,10 +202,26 @@ def _final_hidden(
     decoder: Any, batch: torch.Tensor, first: int, plan: ScoringPlan, split: SequenceSplit | None
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Hidden states from the position ``first`` on, or from one before it: where they start, and (C, n, D)."""
-    if batch.shape[1] <= plan.chunk:
-        yield 0, decoder(input_ids=batch, use_cache=False).last_hidden_state
-    else:
-        yield from LayerByLayer(decoder, batch, plan.chunk, plan.on_host, split).run(first)
+    chunk, length = plan.chunk, batch.shape[1]
+    if length <= chunk:
+        hidden = _at_once(decoder, batch)
+        if hidden is not None:
+            yield 0, hidden
+            return
+        chunk = length // 2
+    yield from LayerByLayer(decoder, batch, chunk, plan.on_host, split).run(first)
+
+
+def _at_once(decoder: Any, batch: torch.Tensor) -> torch.Tensor | None:
+    """Hidden states (C, T, D); None where there is no memory for all positions at a time."""
+    try:
+        hidden: torch.Tensor = decoder(input_ids=batch, use_cache=False).last_hidden_state
+        return hidden
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or batch.shape[1] <= LEAST_CHUNK or not may_retry(decoder):
+            raise
+    free_unused()
+    return None
 
 
 def perplexity(nll: float, tokens: int) -> float:
@@ -216,6 +239,6 @@ def _unpinned_after(attachment: Attachment) -> Iterator[Attachment]:
 
 
 def slice_length(rows: int, vocabulary: int) -> int:
-    """Positions per slice of logits of so many rows: a whole number of blocks where that fits, at least 16."""
+    """Positions per slice of logits of so many rows: a whole number of blocks where that fits."""
     fits = _LOGITS // (rows * vocabulary)
-    return min(max(fits // BLOCK * BLOCK or fits, 16), 4096)
+    return min(max(fits // BLOCK * BLOCK or fits, LEAST_SLICE), 4096)

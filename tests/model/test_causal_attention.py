@@ -75,7 +75,7 @@ def test_tiles_and_blocks_smaller_than_the_keys_change_nothing(monkeypatch, wind
 
 
 def test_kernels_get_no_tensor_beyond_their_offsets(monkeypatch):
-    """So that each call has keys of one head only here."""
+    """Offsets in the memory of all positions: the keys so far are the first part of it."""
     sizes = []
     real = module._past_and_diagonal
 
@@ -86,9 +86,18 @@ def test_kernels_get_no_tensor_beyond_their_offsets(monkeypatch):
     monkeypatch.setattr(module, "_past_and_diagonal", noted)
     inputs = random(48, 200)
     whole = causal_attention(*inputs, 0.3)
-    monkeypatch.setattr(module, "INDEXED", 2 * 200 * 16)
-    torch.testing.assert_close(causal_attention(*inputs, 0.3), whole)
-    assert sizes == [2 * 2 * 200 * 16] * 2 + [2 * 200 * 16] * 4
+    head = 200 * 16
+    assert sizes == [4 * head] * 2  # both rows and groups, for each query of a group
+    buffered = 207 * 16
+    for indexed, at_once, calls in (
+        (3 * buffered + head - 1, 2 * head, 4),  # one group of both rows
+        (2 * buffered + head - 1, 2 * head, 4),  # both groups of one row
+        (buffered + head - 1, head, 8),
+    ):
+        sizes.clear()
+        monkeypatch.setattr(module, "INDEXED", indexed)
+        torch.testing.assert_close(causal_attention(*inputs, 0.3), whole)
+        assert sizes == [at_once] * calls
 
 
 def test_half_precision_is_as_exact_as_one_kernel():

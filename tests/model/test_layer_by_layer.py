@@ -10,7 +10,9 @@ from longrope.exceptions import UnsupportedModelError
 from longrope.model import layer_by_layer, score, scoring_plan
 from longrope.model.architectures import ARCHITECTURES, architecture_for
 from longrope.model.attach import attach, attached
-from longrope.model.layer_by_layer import LEAST_CHUNK, LayerByLayer, is_out_of_memory
+from longrope.model.layer_by_layer import LEAST_CHUNK, LayerByLayer
+from longrope.model.memory_retries import is_out_of_memory
+from longrope.model.residual import DeviceResidual, HostResidual
 from longrope.model.score import score_blocks, score_tokens
 from longrope.model.scoring_plan import ScoringPlan
 from longrope.rope.factors import RopeFactors
@@ -153,6 +155,56 @@ def test_memory_that_runs_out_before_and_after_the_layers(make_tiny_model, chunk
     np.testing.assert_allclose(found, plain, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("chunk", "calls"), [(LENGTH, {0}), (LENGTH, {0, 1, 3}), (256, {0}), (256, {1, 3})])
+def test_memory_that_runs_out_at_the_logits(make_tiny_model, chunked, chunk, calls):
+    model, tokens, factors = make_tiny_model(), random_ids(LENGTH)[0], candidates("llama")
+    plain = chunked(LENGTH, lambda: score_blocks(model, tokens, factors))
+    hook = failing(model.lm_head, calls)
+    found = chunked(chunk, lambda: score_blocks(model, tokens, factors))
+    hook.remove()
+    np.testing.assert_allclose(found, plain, rtol=1e-5)
+
+
+def test_memory_that_runs_out_in_a_sample_that_is_scored_at_once(make_tiny_model, chunked):
+    model, tokens, factors = make_tiny_model(), random_ids(LENGTH)[0], candidates("llama")
+    plain = chunked(LENGTH, lambda: score_blocks(model, tokens, factors))
+    for calls in ({0}, {0, 2}):
+        hook = failing(model.model.layers[1].mlp, calls)
+        found = chunked(LENGTH, lambda: score_blocks(model, tokens, factors))
+        hook.remove()
+        np.testing.assert_allclose(found, plain, rtol=1e-5)
+
+
+def test_a_residual_stream_for_which_there_is_no_memory_goes_to_the_host(make_tiny_model, chunked, monkeypatch):
+    model, tokens, factors = make_tiny_model(), random_ids(LENGTH)[0], candidates("llama")
+    plain = chunked(LENGTH, lambda: score_blocks(model, tokens, factors))
+    tried = []
+
+    def fail(*given):
+        tried.append(given)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DeviceResidual, "__init__", fail)
+    np.testing.assert_allclose(chunked(256, lambda: score_blocks(model, tokens, factors)), plain, rtol=1e-5)
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize("kind", [DeviceResidual, HostResidual])
+def test_memory_that_runs_out_while_the_stream_is_written(make_tiny_model, chunked, monkeypatch, kind):
+    model, tokens, factors = make_tiny_model(), random_ids(LENGTH)[0], candidates("llama")
+    plain = chunked(LENGTH, lambda: score_blocks(model, tokens, factors))
+    write, count = kind.write, iter(range(10**6))
+
+    def fail(self, start, states):
+        if next(count) in {1, 9}:  # of the embeddings, and of layers
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        write(self, start, states)
+
+    monkeypatch.setattr(kind, "write", fail)
+    monkeypatch.setattr(score, "plan_scoring", lambda *sizes: ScoringPlan(256, kind is HostResidual))
+    np.testing.assert_allclose(score_blocks(model, tokens, factors), plain, rtol=1e-5)
+
+
 def test_memory_that_is_never_enough_is_an_error(make_tiny_model, chunked):
     model, tokens = make_tiny_model(), random_ids(LENGTH)[0]
     sizes = []
@@ -191,6 +243,7 @@ def test_which_errors_mean_that_memory_ran_out():
         torch.empty(1 << 60)
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
