@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from longrope.cli import options as o
+
+if TYPE_CHECKING:
+    from longrope.pipeline.score_text import Scored
 
 
 def score(
@@ -76,9 +79,13 @@ def score(
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible[:gpus])
     logging.disable_progress_bar()  # one model is loaded, and said so
-    with ConsoleProgress() as progress:
-        found = []
-        for each in run_score(settings, progress):
-            found.append(each)
-            progress.note(f"{format_length(each.length)}: {each.seconds:.1f} s")
-    print_scored(found)
+    found: list[Scored] = []
+    try:
+        with ConsoleProgress() as progress:
+            for each in run_score(settings, progress):
+                found.append(each)
+                # With its result, should this process be ended before the table is drawn.
+                progress.note(f"{format_length(each.length)}: perplexity {each.perplexity:.4f}, {each.seconds:.1f} s")
+    finally:
+        if found:  # even if a longer text failed
+            print_scored(found)

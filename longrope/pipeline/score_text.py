@@ -13,12 +13,14 @@ import torch
 from longrope.data.documents import read_documents
 from longrope.data.samples import sample_from_text
 from longrope.evaluation.methods import open_methods
-from longrope.exceptions import SettingsError
+from longrope.exceptions import RunFailedError, SettingsError
 from longrope.finetune.flops import forward_flops
 from longrope.finetune.model_shape import ModelShape
+from longrope.model.layer_by_layer import is_out_of_memory
 from longrope.model.load import ModelSource
 from longrope.model.score import perplexity, score_tokens
 from longrope.model.split_model import peers_of
+from longrope.pipeline.scoring_room import ScoringRoom
 from longrope.runs.model import open_model
 from longrope.runs.peak_memory import PeakMemory
 from longrope.runs.progress import Progress
@@ -26,6 +28,9 @@ from longrope.workers.settings import ExecutionSettings
 
 _CHARACTERS = 32
 """Of a text for every token that is wanted: no tokenizer makes so few tokens of ordinary text."""
+
+_MAIN_MEMORY = ("can't allocate memory", "could not be pinned")
+"""What errors of main memory say, and those of GPUs do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,7 @@ def score(settings: ScoreSettings, progress: Progress | None = None) -> Iterator
 
     Raises:
         InvalidInputError: if something that was given cannot be used; nothing is scored then.
+        RunFailedError: if memory runs out; what was scored before stands.
     """
     progress = progress or Progress()
     execution = settings.execution
@@ -89,16 +95,40 @@ def score(settings: ScoreSettings, progress: Progress | None = None) -> Iterator
     [policy] = open_methods(model.rope, lengths, settings.factors, names, model.config).values()
     sample = sample_from_text(_beginning(settings.text, lengths[-1]), model.tokenizer, lengths[-1], settings.text)
     shape = ModelShape.of(model.config)
+    room = ScoringRoom.of(model, execution, shape)
+    if room.gpus > 1:
+        progress.note(
+            f"the layers of a model on {room.gpus} GPUs work one after the other, so that {room.gpus} GPUs are as fast "
+            f"as one; --sp {room.gpus}, with the whole model on each, shares the work instead"
+        )
+    foreseen = room.foreseen(lengths)
+    if foreseen is not None:
+        progress.note(foreseen)
     progress.note(f"loading {settings.model}")
     with _threads(execution.threads_per_worker), _loaded(model.source) as loaded:
         # What the first call allocates for good, and the time that it takes, are no part of a text's.
-        score_tokens(loaded, sample.tokens[: min(512, lengths[0])], policy.factors_for(lengths[0]))
+        first = min(512, lengths[0])
+        with _memory_for(first, room):
+            score_tokens(loaded, sample.tokens[:first], policy.factors_for(lengths[0]))
         for length in lengths:
             peak, started = PeakMemory(model.source.on_gpu), time.perf_counter()
-            nll = score_tokens(loaded, sample.tokens[:length], policy.factors_for(length))
+            with _memory_for(length, room):
+                nll = score_tokens(loaded, sample.tokens[:length], policy.factors_for(length))
             seconds = time.perf_counter() - started
             total = perplexity(float(nll.sum()), length - 1)
             yield Scored(length, total, seconds, peak.above, forward_flops(shape, length, length - 1))
+
+
+@contextmanager
+def _memory_for(length: int, room: ScoringRoom) -> Iterator[None]:
+    """Raise RunFailedError where memory runs out in the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        on_host = any(told in str(error) for told in _MAIN_MEMORY)
+        if not (on_host or is_out_of_memory(error)):
+            raise
+        raise RunFailedError(room.ran_out(length, on_host)) from error
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from longrope.pipeline.work import Work
 
 LIBRARIES = 2**30
 """CUDA context and cuBLAS."""
+MANY = 64
+"""GPUs of a model, where its weights shall not count."""
 
 
 def scoring_memory(
@@ -90,12 +92,20 @@ def _of_a_logit(number: int) -> float:
     return 8.0 if number == 4 else number + 8.0
 
 
-def longest_that_fits(shape: ModelShape, work: Work, number: int, memory: float) -> int:
-    """Tokens of the longest such text, in steps of 1024, that GPUs of this memory can hold, however many there are."""
+def longest_that_fits(
+    shape: ModelShape, work: Work, number: int, memory: float, gpus: int = MANY, processes: int = 1
+) -> int:
+    """Tokens of the longest such text, in steps of 1024, that GPUs of this memory can hold.
+
+    Args:
+        gpus: that the layers are spread over; however many there are, where nothing is said.
+        processes: each with a GPU and all weights, that score the text together.
+    """
 
     def fits(length: int) -> bool:
         tried = Work(length=length, count=1, predicted=min(work.predicted, length), written=0)
-        return sum(scoring_memory(shape, tried, number, gpus=64, memory=memory).values()) <= memory
+        parts = scoring_memory(shape, tried, number, gpus, memory=memory, processes=processes)
+        return sum(parts.values()) <= memory
 
     low, high = 0, work.length // 1024 + 1
     while high - low > 1:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +17,12 @@ from longrope.model import scoring_plan
 from longrope.model.load import ModelSource
 from longrope.model.rope_config import read_rope
 from longrope.model.score import perplexity, score_tokens
+from longrope.pipeline import score_text, scoring_memory
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import yarn
 
 Run = Callable[..., Any]
+MIB = 1 << 20
 
 
 @pytest.fixture
@@ -121,3 +125,142 @@ def test_more_gpus_than_there_are(
 def test_a_text_that_does_not_exist(longrope: Run, model_folder: Path, tmp_path: Path) -> None:
     ended = longrope("score", model_folder, tmp_path / "absent.txt", "--lengths", 64)
     assert (ended.code, "absent.txt" in ended.err) == (2, True)
+
+
+# --- Memory that runs out, and GPUs ---
+
+
+@pytest.fixture
+def runs_out(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Exception], None]:
+    """Scoring fails beyond so many tokens."""
+
+    def arrange(most: int, error: Exception) -> None:
+        def fail(model: Any, tokens: Any, *args: Any) -> Any:
+            if len(tokens) > most:
+                raise error
+            return score_tokens(model, tokens, *args)
+
+        monkeypatch.setattr(score_text, "score_tokens", fail)
+
+    return arrange
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
+    """GPUs of so many bytes, as torch tells of them; what they are to compute is computed on CPU."""
+    load = ModelSource.load_model
+
+    def arrange(count: int, memory: float) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
+        told: dict[str, Any] = {
+            "is_available": lambda: True,
+            "device_count": lambda: count,
+            "is_bf16_supported": lambda including_emulation: True,
+            "current_device": lambda: 0,
+            "get_device_name": lambda index: "a GPU",
+            "get_device_properties": lambda index: SimpleNamespace(total_memory=int(memory)),
+            "mem_get_info": lambda index: (int(memory), int(memory)),
+            "memory_reserved": lambda index: 0,
+            "memory_allocated": lambda index: 10 * MIB,
+            "max_memory_allocated": lambda index: 310 * MIB,
+            "reset_peak_memory_stats": lambda index: None,
+        }
+        for name, tells in told.items():
+            monkeypatch.setattr(torch.cuda, name, tells)
+        monkeypatch.setattr(
+            ModelSource, "load_model", lambda source: load(replace(source, device="cpu", dtype="float32", sp=1))
+        )
+
+    return arrange
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_memory_that_runs_out_is_one_line_after_what_was_scored(
+    longrope: Run, model_folder: Path, long_text: Path, runs_out: Any
+) -> None:
+    runs_out(100, RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+    ended = longrope("score", model_folder, long_text, "--lengths", "64,600,100,700")
+    assert ended.code == 1
+    assert list(rows(ended.out)) == ["64", "100"]
+    *told, last = ended.err.splitlines()
+    assert last.startswith("error: main memory ran out at 600 tokens, which need about ")
+    assert last.endswith("; give fewer tokens, or use a machine with more memory")
+    assert "Traceback" not in ended.err
+    # Each result is told at once, too.
+    assert [line.split(":")[0] for line in told[1:]] == ["64", "100"]
+    assert f"perplexity {rows(ended.out)['64'][0]}" in told[1]
+
+
+def test_memory_that_runs_out_at_once(longrope: Run, model_folder: Path, long_text: Path, runs_out: Any) -> None:
+    runs_out(10, OUT_OF_MEMORY)
+    ended = longrope("score", model_folder, long_text, "--lengths", "64,600")
+    assert (ended.code, ended.out) == (1, "")
+    assert "error: main memory ran out at 64 tokens" in ended.err
+
+
+def test_other_errors_stay_what_they_are(longrope: Run, model_folder: Path, long_text: Path, runs_out: Any) -> None:
+    runs_out(100, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        longrope("score", model_folder, long_text, "--lengths", "64,600")
+
+
+def needed(folder: Path, length: int, memory: float | None, gpus: int = 1) -> float:
+    shape = score_text.ModelShape.of(ModelSource(str(folder)).load_config())
+    work = scoring_memory.Work(length=length, count=1, predicted=length - 1)
+    return sum(scoring_memory.scoring_memory(shape, work, 2, gpus, memory=memory).values())
+
+
+def test_what_does_not_fit_on_a_gpu_is_told_before_and_after(
+    longrope: Run, model_folder: Path, long_text: Path, runs_out: Any, gpus: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring_memory, "LIBRARIES", 0)
+    memory = (needed(model_folder, 1100, 1.0) + needed(model_folder, 1900, 1.0)) / 2
+    gpus(1, memory)
+    runs_out(1500, OUT_OF_MEMORY)
+    ended = longrope("score", model_folder, long_text, "--lengths", "64,1900")
+    assert ended.code == 1
+    assert list(rows(ended.out)) == ["64"]
+    before, loading, *_, last = ended.err.splitlines()
+    assert before.startswith("1900: not expected to fit; a text of 1900 needs about ")
+    assert "and the longest text that fits is about 1k; tried all the same, the shortest first" in before
+    assert loading.startswith("loading ")
+    assert last.startswith("error: the memory of a GPU ran out at 1900 tokens: a text of 1900 needs about ")
+    assert "; the longest text that fits is about 1k: give fewer tokens, or use a GPU with more memory; more" in last
+    assert last.endswith("more GPUs hold the weights only, for keys and values of a layer are on each")
+
+
+def test_what_should_fit_on_a_gpu_and_does_not(
+    longrope: Run, model_folder: Path, long_text: Path, runs_out: Any, gpus: Any
+) -> None:
+    gpus(1, 80 << 30)
+    runs_out(100, OUT_OF_MEMORY)
+    ended = longrope("score", model_folder, long_text, "--lengths", "64,600")
+    note, *_, last = ended.err.splitlines()
+    assert note.startswith("loading ")
+    assert "ran out at 600 tokens, although a text of 600 needs about 1.0 GiB on a GPU, and 80.0 GiB are there" in last
+    assert "see whether others use the GPU" in last
+
+
+def test_main_memory_that_runs_out_beside_a_gpu(
+    longrope: Run, model_folder: Path, long_text: Path, runs_out: Any, gpus: Any
+) -> None:
+    gpus(1, 80 << 30)
+    runs_out(100, RuntimeError("17179869184 bytes of main memory could not be pinned (CUDA error 2)"))
+    ended = longrope("score", model_folder, long_text, "--lengths", "64,600")
+    assert ended.err.splitlines()[-1] == (
+        "error: main memory ran out at 600 tokens; give fewer tokens, or use a machine with more memory"
+    )
+
+
+@pytest.mark.parametrize(("options", "told"), [(("--gpus", 2), True), (("--gpus", 1), False), (("--sp", 2), False)])
+def test_layers_on_several_gpus_work_one_after_the_other(
+    longrope: Run, model_folder: Path, long_text: Path, gpus: Any, options: tuple[object, ...], told: bool
+) -> None:
+    gpus(4, 80 << 30)
+    ended = longrope("score", model_folder, long_text, "--lengths", "64", *options)
+    assert ended.code == 0, ended.err
+    notes = ended.err.splitlines()
+    assert ("as fast as one; --sp 2, with the whole model on each, shares the work instead" in notes[0]) == told
+    assert notes[told].startswith("loading ")
