@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -72,6 +73,23 @@ def test_under_factors_and_under_a_published_method(
         ended = longrope("score", model_folder, long_text, "--lengths", 512, *options)
         assert ended.code == 0, ended.err
         assert float(rows(ended.out)["512"][0]) == pytest.approx(scored, rel=1e-4)
+
+
+def test_speed_counts_the_operations_of_a_pass(
+    longrope: Run, model_folder: Path, long_text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two for every weight of a matrix and token, and for every element of a key and a value that a query sees."""
+    clock = iter([10.0, 10.5])
+    monkeypatch.setattr(score_text, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    ended = longrope("score", model_folder, long_text, "--lengths", 600)
+    model = ModelSource(str(model_folder)).load_model()
+    layers = sum(each.numel() for each in model.model.layers.parameters() if each.ndim == 2)
+    config = model.config
+    attention = config.num_hidden_layers * 2 * config.num_attention_heads * config.head_dim * 600 * 601 / 2
+    operations = 2 * (layers * 600 + model.lm_head.weight.numel() * 599 + attention)
+    _, seconds, speed, rate, _ = rows(ended.out)["600"]
+    assert (seconds, speed) == ("0.50", "1,200")
+    assert float(rate) == pytest.approx(operations / 0.5 / 1e12, rel=0.01)
 
 
 def test_documents_are_read_one_after_the_other(longrope: Run, model_folder: Path, tmp_path: Path) -> None:
@@ -264,3 +282,46 @@ def test_layers_on_several_gpus_work_one_after_the_other(
     notes = ended.err.splitlines()
     assert ("as fast as one; --sp 2, with the whole model on each, shares the work instead" in notes[0]) == told
     assert notes[told].startswith("loading ")
+
+
+def test_memory_is_that_of_the_gpus(longrope: Run, model_folder: Path, long_text: Path, gpus: Any) -> None:
+    gpus(2, 80 << 30)
+    ended = longrope("score", model_folder, long_text, "--lengths", "64")
+    assert rows(ended.out)["64"][-1] == "600 MiB"  # 300 of each, above the 10 that were held
+
+
+@pytest.mark.parametrize(
+    ("there", "options", "left"),
+    [
+        ("0,1,2,3", ("--gpus", 2), "0,1"),
+        ("3,5,7", ("--gpus", 1), "3"),
+        (None, ("--gpus", 2), "0,1"),
+        ("3,5,7", (), "3,5,7"),
+        ("3,5,7", ("--sp", 2), "3,5,7"),
+    ],
+)
+def test_the_model_sees_as_many_gpus_as_it_is_given(
+    longrope: Run,
+    model_folder: Path,
+    long_text: Path,
+    gpus: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    there: str | None,
+    options: tuple[object, ...],
+    left: str,
+) -> None:
+    gpus(4, 80 << 30)
+    if there is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", there)
+    seen, load = [], ModelSource.load_model
+
+    def noted(source: ModelSource) -> Any:
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        return load(source)
+
+    monkeypatch.setattr(ModelSource, "load_model", noted)
+    ended = longrope("score", model_folder, long_text, "--lengths", "64", *options)
+    assert ended.code == 0, ended.err
+    assert seen == [left]

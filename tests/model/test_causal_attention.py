@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from longrope.model import causal_attention as module
 from longrope.model.causal_attention import causal_attention
@@ -72,6 +73,42 @@ def test_tiles_and_blocks_smaller_than_the_keys_change_nothing(monkeypatch, wind
     inputs = random(150, 1000)
     found = causal_attention(*inputs, 0.3, window, softcap)
     torch.testing.assert_close(found, masked(*inputs, 0.3, window, softcap).float(), rtol=1e-5, atol=2e-6)
+
+
+def test_windows_are_given_the_keys_that_they_see_and_no_more(monkeypatch):
+    monkeypatch.setattr(module, "_WINDOW_BLOCK", 64)
+    seen, real = [], module.functional.scaled_dot_product_attention
+
+    def noted(query, key, value, **how):
+        seen.append((query.shape[2], key.shape[2]))
+        return real(query, key, value, **how)
+
+    monkeypatch.setattr(module.functional, "scaled_dot_product_attention", noted)
+    causal_attention(*random(150, 1000, groups=4), 0.3, window=70)
+    assert seen == [(64, 64 + 69), (64, 64 + 69), (22, 22 + 69)]
+
+
+class Scores(TorchDispatchMode):
+    """Elements of the products of matrices, of one query and key head after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.bmm.default:
+            self.sizes.add(out.numel())
+        return out
+
+
+@pytest.mark.parametrize(("window", "keys"), [(None, 256), (70, 16 + 69)])
+def test_no_more_scores_live_at_once_than_those_of_a_tile(monkeypatch, window, keys):
+    monkeypatch.setattr(module, "_TILE", 1)
+    inputs = random(150, 1000, groups=4)
+    with Scores() as scores:
+        causal_attention(*inputs, 0.3, window, softcap=2.0)
+    assert max(scores.sizes) == 2 * 4 * 16 * keys
 
 
 def test_kernels_get_no_tensor_beyond_their_offsets(monkeypatch):

@@ -31,10 +31,11 @@ from longrope.exceptions import SettingsError
 from longrope.finetune.flops import forward_flops
 from longrope.finetune.hardware import peak_flops
 from longrope.finetune.model_shape import ModelShape
-from longrope.model import score
+from longrope.model import score, scoring_plan
 from longrope.model.load import ModelSource
 from longrope.model.rope_config import read_rope
 from longrope.pipeline import probe
+from longrope.pipeline import scoring_memory as scoring_memory_module
 from longrope.pipeline.cost import Utilisation, piece_seconds, rounds_seconds
 from longrope.pipeline.disk import journal_bytes
 from longrope.pipeline.extended import extended
@@ -283,6 +284,27 @@ def test_tensors_of_scoring_take_what_was_planned(
         found -= 4.0 * vocabulary * score.slice_length(1, vocabulary)
     assert ("logits" in parts) == (vocabulary == 20000)
     assert found == pytest.approx(peak.most, rel=0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("intermediate", "kv_heads", "vocabulary"), [(704, 4, 300), (1408, 1, 300), (64, 1, 20000)])
+def test_tensors_of_scoring_layer_by_layer_take_what_was_planned(
+    dtype: torch.dtype, intermediate: int, kv_heads: int, vocabulary: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score, "_LOGITS", 1 << 22)
+    for module in (scoring_plan, scoring_memory_module):
+        monkeypatch.setattr(module, "CPU_CHUNK", 512)
+    config = llama_to_measure(intermediate, kv_heads, vocabulary)
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    length = 4096
+    with Peak(model.parameters()) as peak:
+        score.score_blocks(model, torch.arange(length) % 300, [RopeFactors.identity(10000.0, 64, 512)])
+    work = Work(length=length, count=1, predicted=length - 1)
+    parts = scoring_memory(ModelShape.of(config), work, dtype.itemsize)
+    found = sum(size for name, size in parts.items() if name not in ("weights", "libraries"))
+    logits = vocabulary == 20000  # which take more than a layer: log-probabilities are not seen, the chunk's states are
+    found -= 4.0 * vocabulary * score.slice_length(1, vocabulary) if logits else 0
+    assert found == pytest.approx(peak.most, rel=0.06 if logits else 0.03)
 
 
 def test_what_does_not_fit_says_what_would(write: Any) -> None:
