@@ -16,8 +16,8 @@ from longrope.evaluation.methods import open_methods
 from longrope.exceptions import RunFailedError, SettingsError
 from longrope.finetune.flops import forward_flops
 from longrope.finetune.model_shape import ModelShape
-from longrope.model.layer_by_layer import is_out_of_memory
 from longrope.model.load import ModelSource
+from longrope.model.memory_retries import is_out_of_memory
 from longrope.model.score import perplexity, score_tokens
 from longrope.model.split_model import peers_of
 from longrope.pipeline.scoring_room import ScoringRoom
