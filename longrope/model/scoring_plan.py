@@ -86,9 +86,9 @@ class LayerSizes:
     def at_work(self) -> float:
         """For a token of the chunk in a layer, where it holds most: in its MLP, or before or in its attention."""
         return max(
-            4 * self.hidden + 3 * self.inner,
-            3 * self.hidden + 2 * self.query + 4 * self.key + self.value,
-            4 * self.hidden + 3 * self.query + self.key + self.value,
+            3 * self.hidden + 3 * self.inner,
+            2 * self.hidden + 2 * self.query + 4 * self.key + self.value,
+            3 * self.hidden + 3 * self.query + self.key + self.value,
         )
 
 
