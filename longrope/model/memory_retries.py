@@ -9,8 +9,11 @@ import torch
 
 Made = TypeVar("Made")
 
-_TOLD = (
-    "can't allocate memory",  # on CPU
+_TOLD_OF_MAIN_MEMORY = (
+    "can't allocate memory",
+    "could not be pinned",  # what residual.py says
+)
+_TOLD_OF_GPUS = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_NOT_INITIALIZED",  # what cuBLAS says when there is no memory for its handle
@@ -54,8 +57,15 @@ class Parts:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in _TOLD)
+    """Whether an allocation failed, on a GPU or in main memory."""
+    if isinstance(error, torch.OutOfMemoryError) or is_out_of_main_memory(error):
+        return True
+    return any(part in str(error) for part in _TOLD_OF_GPUS)
+
+
+def is_out_of_main_memory(error: BaseException) -> bool:
+    """Whether an allocation in main memory failed."""
+    return any(part in str(error) for part in _TOLD_OF_MAIN_MEMORY)
 
 
 def free_unused() -> None:

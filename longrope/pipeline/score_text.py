@@ -17,7 +17,7 @@ from longrope.exceptions import RunFailedError, SettingsError
 from longrope.finetune.flops import forward_flops
 from longrope.finetune.model_shape import ModelShape
 from longrope.model.load import ModelSource
-from longrope.model.memory_retries import is_out_of_memory
+from longrope.model.memory_retries import is_out_of_main_memory, is_out_of_memory
 from longrope.model.score import perplexity, score_tokens
 from longrope.model.split_model import peers_of
 from longrope.pipeline.scoring_room import ScoringRoom
@@ -28,9 +28,6 @@ from longrope.workers.settings import ExecutionSettings
 
 _CHARACTERS = 32
 """Of a text for every token that is wanted: no tokenizer makes so few tokens of ordinary text."""
-
-_MAIN_MEMORY = ("can't allocate memory", "could not be pinned")
-"""What errors of main memory say, and those of GPUs do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +95,7 @@ def score(settings: ScoreSettings, progress: Progress | None = None) -> Iterator
     room = ScoringRoom.of(model, execution, shape)
     if room.gpus > 1:
         progress.note(
-            f"the layers of a model on {room.gpus} GPUs work one after the other, so that {room.gpus} GPUs are as fast "
-            f"as one; --sp {room.gpus}, with the whole model on each, shares the work instead"
+            f"{execution.note_on_layers}; --sp {room.gpus}, with the whole model on each, shares the work instead"
         )
     foreseen = room.foreseen(lengths)
     if foreseen is not None:
@@ -125,10 +121,9 @@ def _memory_for(length: int, room: ScoringRoom) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        on_host = any(told in str(error) for told in _MAIN_MEMORY)
-        if not (on_host or is_out_of_memory(error)):
+        if not is_out_of_memory(error):
             raise
-        raise RunFailedError(room.ran_out(length, on_host)) from error
+        raise RunFailedError(room.ran_out(length, is_out_of_main_memory(error))) from error
 
 
 @contextmanager

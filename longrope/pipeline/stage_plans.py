@@ -170,12 +170,7 @@ class StagePlanner:
             notes.append(
                 f"the local executor works on one node of {hardware.devices // room}; set executor: ray for all"
             )
-        if execution.gpus_per_model > 1:
-            notes.append(
-                f"the layers of a model on {share:g} GPUs work one after the other, so that {share:g} GPUs are as fast "
-                "as one"
-            )
-        return replace(places, notes=tuple(notes))
+        return replace(places, notes=(*notes, *filter(None, [execution.note_on_layers])))
 
     def _assumed(self, places: _Places) -> Callable[[Work], float] | None:
         """Time of a piece where the speed of the GPU is that of its data sheet; None where there is none."""

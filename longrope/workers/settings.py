@@ -85,6 +85,14 @@ class ExecutionSettings:
         """GPUs that the layers of a model are spread over, or its share of one."""
         return 1.0 if self.gpus_per_worker is None or self.sp > 1 else self.gpus_per_worker
 
+    @property
+    def note_on_layers(self) -> str | None:
+        """What is to be said where the layers of a model are spread over several GPUs."""
+        gpus = f"{self.gpus_per_model:g} GPUs"
+        if self.gpus_per_model <= 1:
+            return None
+        return f"the layers of a model on {gpus} work one after the other, so that {gpus} are as fast as one"
+
     def worker_count(self, on_gpu: bool) -> int | None:
         """Workers to start; where the user named no number, what this machine has room for, or None on a cluster."""
         if self.workers is not None:

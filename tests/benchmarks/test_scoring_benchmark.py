@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from scripts_by_path import load_script
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "scoring.py"
 if not SCRIPT.exists():
@@ -22,12 +22,7 @@ if not SCRIPT.exists():
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("scoring_benchmark", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def run(output: Path, lengths: str, *options: str) -> tuple[dict[str, str], list[dict[str, Any]]]:

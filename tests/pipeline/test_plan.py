@@ -53,6 +53,7 @@ from longrope.search.settings import AlgorithmSettings
 from longrope.workers.settings import ExecutionSettings
 
 DAY = 86400.0
+LARGE = 20000  # a vocabulary whose logits take more than a layer
 LLAMA_2 = LlamaConfig(max_position_embeddings=4096, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
 
 PAPER = """
@@ -266,45 +267,44 @@ def test_workers_share_the_pieces(pieces: list[tuple[int, int]], workers: int) -
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("intermediate", "kv_heads", "vocabulary"), [(704, 4, 300), (256, 4, 300), (1408, 1, 300), (64, 1, 20000)]
+    ("intermediate", "kv_heads", "vocabulary"), [(704, 4, 300), (256, 4, 300), (1408, 1, 300), (64, 1, LARGE)]
 )
 def test_tensors_of_scoring_take_what_was_planned(
     dtype: torch.dtype, intermediate: int, kv_heads: int, vocabulary: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(score, "_LOGITS", 1 << 21)
-    config = llama_to_measure(intermediate, kv_heads, vocabulary)
-    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
-    length = 1024
-    with Peak(model.parameters()) as peak:
-        score.score_blocks(model, torch.arange(length) % 300, [RopeFactors.identity(10000.0, 64, 512)])
-    work = Work(length=length, count=1, predicted=length - 1)
-    parts = scoring_memory(ModelShape.of(config), work, dtype.itemsize)
-    found = sum(size for name, size in parts.items() if name not in ("weights", "libraries"))
-    if "logits" in parts:  # log-probabilities live and die inside one operation, which the count does not see
-        found -= 4.0 * vocabulary * score.slice_length(1, vocabulary)
-    assert ("logits" in parts) == (vocabulary == 20000)
-    assert found == pytest.approx(peak.most, rel=0.03)
+    planned, taken = planned_and_taken(llama_to_measure(intermediate, kv_heads, vocabulary), dtype, 1024)
+    assert ("logits" in planned) == (vocabulary == LARGE)
+    assert seen(planned, vocabulary) == pytest.approx(taken, rel=0.03)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("intermediate", "kv_heads", "vocabulary"), [(704, 4, 300), (1408, 1, 300), (64, 1, 20000)])
+@pytest.mark.parametrize(("intermediate", "kv_heads", "vocabulary"), [(704, 4, 300), (1408, 1, 300), (64, 1, LARGE)])
 def test_tensors_of_scoring_layer_by_layer_take_what_was_planned(
     dtype: torch.dtype, intermediate: int, kv_heads: int, vocabulary: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(score, "_LOGITS", 1 << 22)
     for module in (scoring_plan, scoring_memory_module):
         monkeypatch.setattr(module, "CPU_CHUNK", 512)
-    config = llama_to_measure(intermediate, kv_heads, vocabulary)
+    planned, taken = planned_and_taken(llama_to_measure(intermediate, kv_heads, vocabulary), dtype, 4096)
+    # Beside logits a chunk's states are there.
+    assert seen(planned, vocabulary) == pytest.approx(taken, rel=0.06 if vocabulary == LARGE else 0.03)
+
+
+def planned_and_taken(config: Any, dtype: torch.dtype, length: int) -> tuple[dict[str, float], float]:
+    """Bytes of what scoring a text needs beside the model, as planned, and as its tensors took at most."""
     model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
-    length = 4096
     with Peak(model.parameters()) as peak:
         score.score_blocks(model, torch.arange(length) % 300, [RopeFactors.identity(10000.0, 64, 512)])
     work = Work(length=length, count=1, predicted=length - 1)
     parts = scoring_memory(ModelShape.of(config), work, dtype.itemsize)
-    found = sum(size for name, size in parts.items() if name not in ("weights", "libraries"))
-    logits = vocabulary == 20000  # which take more than a layer: log-probabilities are not seen, the chunk's states are
-    found -= 4.0 * vocabulary * score.slice_length(1, vocabulary) if logits else 0
-    assert found == pytest.approx(peak.most, rel=0.06 if logits else 0.03)
+    return {name: size for name, size in parts.items() if name not in ("weights", "libraries")}, peak.most
+
+
+def seen(planned: dict[str, float], vocabulary: int) -> float:
+    """Bytes together, without log-probabilities, which live and die inside one operation."""
+    unseen = 4.0 * vocabulary * score.slice_length(1, vocabulary) if vocabulary == LARGE else 0.0
+    return sum(planned.values()) - unseen
 
 
 def test_what_does_not_fit_says_what_would(write: Any) -> None:

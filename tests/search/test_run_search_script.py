@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from scripts_by_path import load_script
 
 from longrope.search.settings import ALGORITHMS, DataSettings, SearchSettings
 
@@ -23,12 +23,7 @@ class Asked(Exception):
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("run_search", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def asked(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *options: str) -> SearchSettings:
