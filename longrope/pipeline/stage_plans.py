@@ -222,7 +222,7 @@ class StagePlanner:
                 return memory, f"{does_not}; execution.gpus_per_worker: {more} would make it fit"
         longest = longest_that_fits(self._shape, work, places.number, hardware.memory)
         return memory, (
-            f"{does_not}; more GPUs for each worker do not help, for each holds K and V of all positions; the "
+            f"{does_not}; more GPUs for each worker do not make it fit, for each holds K and V of all positions; the "
             f"longest text that fits is about {format_length(longest)}: use GPUs with more memory, or shorter texts"
         )
 

@@ -322,7 +322,7 @@ def test_what_does_not_fit_says_what_would(write: Any) -> None:
     assert one(write, "- search: {target_length: 2m}").fits
     long = one(write, "- search: {target_length: 8m, execution: {gpus_per_worker: 8}}")
     assert not long.fits
-    assert "more GPUs for each worker do not help" in long.notes[0]
+    assert "more GPUs for each worker do not make it fit" in long.notes[0]
     assert one(write, "- search: {target_length: 8m}", "b300").fits
     alone = one(write, "- finetune: {seq_length: 128k, factors: {method: pi}}", gpus=1)
     assert not alone.fits
