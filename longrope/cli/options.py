@@ -193,6 +193,7 @@ def data_settings(options: dict[str, Any]) -> DataSettings:
         concatenate=options["concatenate"],
         max_documents=options["max_documents"],
         objective=options.get("objective", "perplexity"),
+        last=options.get("last"),
     )
 
 

@@ -50,7 +50,9 @@ def print_search(report: SearchReport, plots: list[Path]) -> None:
     """The table, the comparison with YaRN, and where the files are."""
     factors, solution, out = report.factors, report.solution, console()
     target = format_length(factors.target_length)
-    counted = " of the answers" if factors.provenance["data"]["objective"] == "needle" else ""
+    data = factors.provenance["data"]
+    counted = " of the answers" if data["objective"] == "needle" else ""
+    counted = f" of the last {data['last']} tokens" if data["last"] else counted
     print_table(report.table, f"Perplexity{counted}, {format_length(factors.original_length)} -> {target}")
     out.print(
         f"best of {solution.evaluations} candidates: n_hat {factors.n_hat}, attention factor "

@@ -37,6 +37,7 @@ _DATA = {
     "samples": None,
     "max_documents": None,
     "objective": "perplexity",
+    "last": None,
 }
 """Settings of the documents, with what the command takes when they are not given."""
 

@@ -27,13 +27,13 @@ from longrope.runs.model import LoadedModel
 from longrope.search.comparison import passes
 from longrope.search.readjust import ReadjustSettings, readjust_problem
 from longrope.search.search import search_problem
-from longrope.search.settings import PERPLEXITY, AlgorithmSettings, DataSettings, SearchSettings
+from longrope.search.settings import AlgorithmSettings, DataSettings, SearchSettings
 from longrope.search.solve import Problem
 
 PASSKEY_DIGITS = 5
 AROUND_DIGITS = 2
 """Tokens of an answer beside its digits, each of which is a token of its own: the blank and the full stop."""
-RACING_SAVES = 0.25
+RACING_SAVES = 0.3
 """Of what candidates after the first round would take; 14% to 46% in the runs of benchmarks/search_quality.py."""
 
 
@@ -92,17 +92,17 @@ def _searched(problem: Problem, algorithm: AlgorithmSettings, data: DataSettings
     lengths[length] += new
     compared = Counter({each: count * data.held_out for each, count in lengths.items()})
     compared[length] += len(on_search) * samples
-    scores_all = data.objective == PERPLEXITY
-    searching = [(_scoring(length, count, scores_all),) for count in counts if count]
-    return [*searching, tuple(_scoring(each, count, scores_all) for each, count in sorted(compared.items()) if count)]
+    ends = None if data.scores_all else data.last or DIGITS + 1
+    searching = [(_scoring(length, count, ends),) for count in counts if count]
+    return [*searching, tuple(_scoring(each, count, ends) for each, count in sorted(compared.items()) if count)]
 
 
 def _scored(problem: Problem, method: Any) -> set[int]:
     return set(passes(method, problem.lengths).values())
 
 
-def _scoring(length: int, count: int, scores_all: bool = True) -> Work:
-    return Work(length=length, count=count, predicted=length - 1 if scores_all else DIGITS + 1)
+def _scoring(length: int, count: int, predicted: int | None = None) -> Work:
+    return Work(length=length, count=count, predicted=predicted or length - 1)
 
 
 def evaluation_work(settings: EvaluationSettings, suite: SuiteSettings, config: Any) -> Round | None:

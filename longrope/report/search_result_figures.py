@@ -131,7 +131,7 @@ def differences(run: SearchRun) -> dict[ComparedMethod, PairedDifference]:
 
 def position_plot(run: SearchRun) -> Plot | None:
     """Perplexity by position in texts of the target length; None where only their ends count."""
-    if run.objective != PERPLEXITY:
+    if run.objective != PERPLEXITY or run.last is not None:
         return None
     factors = run.factors
     methods = [method for method in (*run.rivals, run.searched) if method is not None]

@@ -91,6 +91,12 @@ class SearchRun:
         return str(data.get("objective", PERPLEXITY))
 
     @property
+    def last(self) -> int | None:
+        """Tokens at the end of each sample that counted, where not all did."""
+        data: Mapping[str, Any] = self.provenance.get("data", {})
+        return data.get("last")
+
+    @property
     def searched(self) -> ComparedMethod | None:
         """The searched factors' row."""
         return next((method for method in self.methods if method.name == SEARCHED), None)

@@ -73,6 +73,8 @@ def _findings(run: SearchRun) -> tuple[str, ...]:
         )
     if run.objective != PERPLEXITY:
         found.append("Only the answer to a question about the start of each text counts, not all of its tokens.")
+    elif run.last is not None:
+        found.append(f"Only the last {run.last:,} tokens of each text count.")
     reference = run.reference
     for method, difference in differences(run).items():
         if method == reference:

@@ -12,7 +12,7 @@ from typing import Any
 from longrope.data.documents import read_documents
 from longrope.data.needles import needle_sample
 from longrope.data.samples import Sample, SampleSet, draw_samples
-from longrope.exceptions import OtherRunError, RunExistsError
+from longrope.exceptions import OtherRunError, RunExistsError, SettingsError
 from longrope.files import write_text_atomically
 from longrope.lengths import format_length
 from longrope.runs.journal import Journal
@@ -23,7 +23,7 @@ from longrope.search.batching import settle_batch
 from longrope.search.comparison import held_out_samples
 from longrope.search.evaluator import ModelEvaluatorFactory
 from longrope.search.scorer import Scorer
-from longrope.search.settings import PERPLEXITY, DataSettings
+from longrope.search.settings import DataSettings
 from longrope.workers.settings import ExecutionSettings
 from longrope.workers.start import make_pool
 
@@ -42,8 +42,12 @@ def open_samples(data: DataSettings, tokenizer: Any, length: int, seed: int, pro
 
     Raises:
         DataError: if there are too few documents that are long enough.
-        SettingsError: if the length has no room for a needle.
+        SettingsError: if the length has no room for a needle, or for more than the last tokens, which alone count.
     """
+    if data.last is not None and data.last > length - 1:
+        raise SettingsError(
+            f"last is {data.last}, but a text of {length} tokens has {length - 1} that are predicted; give at most that"
+        )
     documents = read_documents(
         data.source, field=data.field, split=data.split, revision=data.revision, config=data.config, seed=seed
     )
@@ -61,13 +65,15 @@ def open_samples(data: DataSettings, tokenizer: Any, length: int, seed: int, pro
         max_documents=most,
         progress=lambda read: progress.note(f"{read} documents read") if read % NOTED_DOCUMENTS == 0 else None,
     )
-    if data.objective == PERPLEXITY:
+    if data.scores_all:
         return drawn
-    search, held_out = (
-        tuple(needle_sample(document, tokenizer, length, seed) for document in group)
-        for group in (drawn.search, drawn.held_out)
-    )
-    return SampleSet(search, held_out)
+
+    def end_of(document: Sample) -> Sample:
+        if data.last is None:
+            return needle_sample(document, tokenizer, length, seed)
+        return Sample(document.name, document.tokens, length - data.last)
+
+    return SampleSet(tuple(map(end_of, drawn.search)), tuple(map(end_of, drawn.held_out)))
 
 
 def refuse_other_run(folder: Path, resume: bool, journals: str = JOURNAL_FILE) -> None:

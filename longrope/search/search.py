@@ -44,6 +44,9 @@ from longrope.search.solve import Plan, Problem, Solution, solve
 from longrope.search.space import SearchSpace
 from longrope.workers.settings import ExecutionSettings
 
+BEYOND = 1.25
+"""Times the target: a length for whose YaRN there is a seed as well, where the model is extended already."""
+
 ATTENTION_SPAN = 1.25
 """How many times the usual attention factor one that is searched may be, and what part of it."""
 
@@ -165,11 +168,13 @@ def search_problem(model: LoadedModel, settings: SearchSettings, **fields: Any) 
     published = published_baselines(rope, target)
     # Composed step by step, YaRN interpolates pairs of middling speed less than in one step from the original length,
     # which is what a model that was trained to look ahead knows. Without steps the two are the same.
-    at_once = Baseline("yarn", FixedFactors(yarn(rope.policy.factors_for(rope.original_length), target)))
-    scores_all = settings.data.objective == PERPLEXITY  # and not only the end, of which no prefix has a part
+    # That for more than the target keeps slow pairs, at positions without training, at angles that training had.
+    original = rope.policy.factors_for(rope.original_length)
+    reaches = (1.0, BEYOND) if rope.is_scaled else (1.0,)
+    at_once = [Baseline("yarn", FixedFactors(yarn(original, round(target * each)))) for each in reaches]
     seeds = [
         baseline.with_attention_factor(attention_factor).at(target)
-        for baseline in (*published, at_once)
+        for baseline in (*published, *at_once)
         if baseline.name in ("pi", "ntk", "yarn")
     ]
     return Problem(
@@ -179,7 +184,7 @@ def search_problem(model: LoadedModel, settings: SearchSettings, **fields: Any) 
         seeds=tuple(seeds),
         ramp=Ramp(rope.present, rope.window, target / rope.window),
         methods=both_attention_factors(published, attention_factor),
-        lengths=report_lengths(rope.original_length, target) if scores_all else (target,),
+        lengths=report_lengths(rope.original_length, target) if settings.data.scores_all else (target,),
         **fields,
     )
 

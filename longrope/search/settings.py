@@ -42,6 +42,7 @@ class DataSettings:
         max_documents: stop reading after that many documents; 2000 of a hub dataset when not given.
         objective: ``perplexity`` of all tokens, or ``needle``: of the answer to a question about the start of the text
             (needle-driven perplexity of LongRoPE2, arXiv 2502.20082).
+        last: tokens at the end of each sample that count, after all others were read; every token when not given.
     """
 
     __pydantic_config__ = STRICT
@@ -56,16 +57,26 @@ class DataSettings:
     concatenate: bool = False
     max_documents: int | None = None
     objective: str = PERPLEXITY
+    last: int | None = None
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise SettingsError(f"objective {self.objective!r} is not known; use {' or '.join(OBJECTIVES)}")
+        if self.last is not None and self.last < 1:
+            raise SettingsError(f"last is {self.last}; give at least 1")
+        if self.last is not None and self.objective == NEEDLE:
+            raise SettingsError("last is for the perplexity of texts, and objective is needle; leave one of them away")
         if self.samples is not None and self.samples < 1:
             raise SettingsError(f"samples is {self.samples}; give at least 1")
         if self.held_out < 0:
             raise SettingsError(f"held-out is {self.held_out}; give 0 or more")
         if self.max_documents is not None and self.max_documents < 1:
             raise SettingsError(f"max-documents is {self.max_documents}; give at least 1")
+
+    @property
+    def scores_all(self) -> bool:
+        """Whether all tokens of a sample count, and not only its end, of which no prefix has a part."""
+        return self.objective == PERPLEXITY and self.last is None
 
     def sample_count(self, length: int) -> int:
         """Search samples for a target of ``length`` tokens."""

@@ -88,6 +88,13 @@ def test_the_objective_is_told_where_it_is_not_the_usual_one(source, tmp_path, o
     assert value_of(command_of(source, tmp_path / "out", provenance), "--objective") == told
 
 
+def test_that_only_the_last_tokens_counted_is_told(source, tmp_path):
+    provenance = made_by("search")
+    assert value_of(command_of(source, tmp_path / "all", provenance), "--last") is None
+    provenance["data"]["last"] = 255
+    assert value_of(command_of(source, tmp_path / "out", provenance), "--last") == "255"
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "told"),
     [

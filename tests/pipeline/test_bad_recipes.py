@@ -265,6 +265,8 @@ SHARED = {
     "samples below 1": ("samples is 0", "data: {documents: {samples: 0}}"),
     "held-out samples below 0": ("held-out is -1", "data: {documents: {held_out: -1}}"),
     "no documents at all": ("max-documents is 0", "data: {documents: {max_documents: 0}}"),
+    "no last tokens": ("last is 0; give at least 1", "data: {documents: {last: 0}}"),
+    "last tokens of a needle": ("last is for the perplexity", "data: {documents: {last: 9, objective: needle}}"),
     "an unknown objective": ("objective 'loss' is not known", "data: {documents: {objective: loss}}"),
     "a date": ("holds 2024-01-31, a date", "model: {name: demo, revision: 2024-01-31}"),
     "an empty source": ("source is empty", "data: {documents: {source: ''}}"),

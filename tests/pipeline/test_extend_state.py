@@ -136,6 +136,7 @@ CHANGES: dict[str, dict[str, str]] = {
         "data.concatenate": "true",
         "data.max_documents": "9",
         "data.objective": "needle",
+        "data.last": "64",
         "execution.dtype": "bfloat16",
         "execution.attention": "eager",
         "execution.threads_per_worker": "2",

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -23,6 +24,7 @@ from longrope.export.huggingface import export_folder
 from longrope.model.architectures import ARCHITECTURES
 from longrope.model.load import ModelSource
 from longrope.model.rope_config import ModelRope
+from longrope.model.score import score_tokens
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import linear, ntk, yarn
 from longrope.rope.policy import FixedFactors, load_factors
@@ -35,7 +37,7 @@ from longrope.search.paper import PaperSearch, PaperSettings
 from longrope.search.run import open_samples
 from longrope.search.scorer import Scorer
 from longrope.search.search import SearchReport, search
-from longrope.search.settings import DataSettings
+from longrope.search.settings import DataSettings, SearchSettings
 from longrope.search.solve import Plan, Problem, Solution, solve
 from longrope.search.space import SearchSpace
 from longrope.workers.settings import ExecutionSettings
@@ -122,6 +124,30 @@ def test_the_needle_objective_counts_the_answer_alone(model_folder: Path, docume
     short = settings(model_folder, documents_file, tmp_path / "short", data=data)
     with pytest.raises(SettingsError, match="length 128 has no room for the text that is hidden; give at least"):
         search(short)
+
+
+def test_only_the_last_tokens_count_where_that_is_asked_for(
+    finished: SearchReport, model_folder: Path, documents_file: Path, tmp_path: Path
+) -> None:
+    def given(last: int, name: str) -> SearchSettings:
+        data = replace(settings(model_folder, documents_file, tmp_path).data, last=last)
+        return settings(model_folder, documents_file, tmp_path / name, data=data)
+
+    report, _ = search_in_process(given(20, "last"))
+    _, events = read_journal(report.folder / "evaluations.jsonl")
+    assert {event["tokens"] for event in events} == {20}
+    found = report.factors
+    model = open_model(str(model_folder), given(20, "last").execution)
+    drawn = open_samples(given(20, "last").data, model.tokenizer, 128, 0, Progress())
+    loaded = model.source.load_model()
+    nll = [score_tokens(loaded, sample.tokens, found)[-20:] for sample in drawn.search]
+    best = min(report.solution.scores)
+    assert best == pytest.approx(math.exp(np.concatenate(nll).mean()), rel=1e-5)
+    assert best != min(finished.solution.scores)
+    assert record(report)["provenance"]["data"]["last"] == 20
+    assert [column for column in report.table if "held-out" in column] == ["held-out 128"]
+    with pytest.raises(SettingsError, match="last is 128, but a text of 128 tokens has 127 that are predicted"):
+        search(given(128, "short"))
 
 
 # --- What is on file ---
@@ -377,13 +403,13 @@ def test_a_second_stage_starts_from_the_present_factors_and_from_yarn_at_once(
     factor = report.factors.attention_factor
     assert factor == present.attention_factor  # the model may have been trained with it
     seeds = [Candidate(method(present, 256).lambdas, 0, factor) for method in (linear, ntk, yarn)]
-    seeds.append(Candidate(yarn(rope.identity(), 256).lambdas, 0, factor))
+    seeds += [Candidate(yarn(rope.identity(), length).lambdas, 0, factor) for length in (256, 320)]
     asked = list(dict.fromkeys(task.candidate for task in pool.asked))[: len(seeds)]
     for seed, candidate in zip(seeds, asked, strict=True):
         assert candidate.lambdas == pytest.approx(seed.lambdas, abs=0.005001)
         assert (candidate.n_hat, candidate.attention_factor) == (0, factor)
     assert (report.factors.original_length, report.factors.target_length) == (64, 256)
-    assert report.solution.result().search <= min(report.solution.scores[:4])
+    assert report.solution.result().search <= min(report.solution.scores[:5])
     assert record(report)["provenance"]["present"]["window"] == 128
 
 
