@@ -50,6 +50,12 @@ HeldOut = Annotated[
 Concatenate = Annotated[
     bool, typer.Option("--concatenate", help="Join documents instead of asking for long ones.", rich_help_panel=_DATA)
 ]
+Last = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens at the end of each sample that alone count, after all others were read.", rich_help_panel=_SEARCH
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Decides the samples and every random choice.", rich_help_panel=_SEARCH)]
 Algorithm = Annotated[
     str,

@@ -50,10 +50,7 @@ def print_search(report: SearchReport, plots: list[Path]) -> None:
     """The table, the comparison with YaRN, and where the files are."""
     factors, solution, out = report.factors, report.solution, console()
     target = format_length(factors.target_length)
-    data = factors.provenance["data"]
-    counted = " of the answers" if data["objective"] == "needle" else ""
-    counted = f" of the last {data['last']} tokens" if data["last"] else counted
-    print_table(report.table, f"Perplexity{counted}, {format_length(factors.original_length)} -> {target}")
+    print_table(report.table, f"Perplexity{_counted(factors)}, {format_length(factors.original_length)} -> {target}")
     out.print(
         f"best of {solution.evaluations} candidates: n_hat {factors.n_hat}, attention factor "
         f"{factors.attention_factor:.4f}, lambda {factors.lambdas[0]:g} to {factors.lambdas[-1]:g}"
@@ -68,12 +65,20 @@ def print_search(report: SearchReport, plots: list[Path]) -> None:
     out.print(f"files in {report.folder}: {', '.join(names)}", soft_wrap=True)
 
 
+def _counted(factors: RopeFactors) -> str:
+    """What of each sample counted, where not all of it did."""
+    data = factors.provenance["data"]
+    if data["objective"] == "needle":
+        return " of the answers"
+    return f" of the last {data['last']} tokens" if data["last"] else ""
+
+
 def print_readjust(report: ReadjustReport) -> None:
     """A table for each window and where the schedule is."""
     out = console()
     for window in report.windows:
         length = format_length(window.factors.target_length)
-        print_table(window.table, f"Perplexity at window {length}")
+        print_table(window.table, f"Perplexity{_counted(window.factors)} at window {length}")
         if window.against_long is not None:
             out.print(f"against the long factors at {length}, held out: {_describe(window.against_long)}")
     out.print(f"schedule with windows {report.schedule.describe()}: {report.folder / 'factors.json'}", soft_wrap=True)

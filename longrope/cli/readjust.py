@@ -30,6 +30,7 @@ def readjust(
     held_out: o.HeldOut = 10,
     concatenate: o.Concatenate = False,
     seed: o.Seed = 0,
+    last: o.Last = None,
     algorithm: o.Algorithm = "bayesian",
     population: o.Population = None,
     mutations: o.Mutations = None,

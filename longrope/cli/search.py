@@ -34,13 +34,7 @@ def search(
             rich_help_panel="Search",
         ),
     ] = "perplexity",
-    last: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens at the end of each sample that alone count, after all others were read.",
-            rich_help_panel="Search",
-        ),
-    ] = None,
+    last: o.Last = None,
     algorithm: o.Algorithm = "bayesian",
     population: o.Population = None,
     mutations: o.Mutations = None,

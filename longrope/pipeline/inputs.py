@@ -138,6 +138,8 @@ def _settings(stage: Stage) -> dict[str, Any]:
         kept["execution"] = {name: kept["execution"][name] for name in _NUMERIC}
     if "data" in kept:
         del kept["data"]["source"]
+        if kept["data"].get("last", 0) is None:  # runs from before there was such a setting are gone on with
+            del kept["data"]["last"]
     if isinstance(stage, EvaluateStage):
         kept["suite"] = {
             stage.suite_name: {k: v for k, v in asdict(stage.suite).items() if k not in ("source", "haystack")}

@@ -175,6 +175,7 @@ def test_every_option_of_a_search_arrives(longrope: Run, monkeypatch: pytest.Mon
         "--samples": ("4", "data.samples", 4),
         "--held-out": ("0", "data.held_out", 0),
         "--concatenate": (None, "data.concatenate", True),
+        "--last": ("255", "data.last", 255),
         "--output": ("out", "output", "out"),
         "--seed": ("5", "seed", 5),
         "--algorithm": ("paper", "algorithm.algorithm", "paper"),

@@ -288,6 +288,14 @@ def test_every_decisive_setting_changes_the_keys_of_its_stage_and_of_what_depend
         assert changed(before, after) == DEPEND[stage], name
 
 
+def test_a_run_from_before_last_tokens_could_be_asked_for_is_gone_on_with(place: Path) -> None:
+    inputs = stage_inputs(read(place))
+    assert "samples" in inputs["search-128"]["settings"]["data"]
+    assert not any("last" in inputs[stage]["settings"]["data"] for stage in ("search-128", "readjust"))
+    asked = stage_inputs(read(place, "search-128.data.last=64"))
+    assert asked["search-128"]["settings"]["data"]["last"] == 64
+
+
 def test_every_setting_is_known_to_decide_or_not_to() -> None:
     def names(kind: Any) -> set[str]:
         return {each.name for each in dataclasses.fields(kind)}

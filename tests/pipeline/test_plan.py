@@ -158,6 +158,16 @@ def test_a_search_scores_as_many_texts_as_planned(model_folder: Path, documents_
     assert journal < journal_bytes([alone, first, *others]) < 4 * journal
 
 
+def test_tokens_that_a_search_does_not_score_are_no_part_of_its_plan(
+    model_folder: Path, documents_file: Path, tmp_path: Path
+) -> None:
+    asked = settings(model_folder, documents_file, tmp_path / "run", target_length=256)
+    for changes, predicted in (({}, 255), ({"last": 20}, 20), ({"objective": "needle"}, 8)):
+        rounds = search_work(opened(model_folder), replace(asked, data=replace(asked.data, **changes)))
+        whole = {work.predicted for each in rounds for work in each if work.length == 256}
+        assert whole == {predicted}, changes
+
+
 def test_racing_is_expected_to_save_a_share_of_what_comes_after_the_first_round(
     model_folder: Path, documents_file: Path, tmp_path: Path
 ) -> None:
