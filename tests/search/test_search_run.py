@@ -126,28 +126,26 @@ def test_the_needle_objective_counts_the_answer_alone(model_folder: Path, docume
         search(short)
 
 
+@pytest.mark.parametrize("last", [20, 300])  # within the last block of scores, and over its edge
 def test_only_the_last_tokens_count_where_that_is_asked_for(
-    finished: SearchReport, model_folder: Path, documents_file: Path, tmp_path: Path
+    last: int, model_folder: Path, documents_file: Path, tmp_path: Path
 ) -> None:
-    def given(last: int, name: str) -> SearchSettings:
-        data = replace(settings(model_folder, documents_file, tmp_path).data, last=last)
-        return settings(model_folder, documents_file, tmp_path / name, data=data)
+    def given(last: int) -> SearchSettings:
+        data = DataSettings(source=str(documents_file), samples=2, held_out=2, last=last)
+        return settings(model_folder, documents_file, tmp_path / str(last), target_length=512, data=data)
 
-    report, _ = search_in_process(given(20, "last"))
+    report, _ = search_in_process(given(last))
     _, events = read_journal(report.folder / "evaluations.jsonl")
-    assert {event["tokens"] for event in events} == {20}
-    found = report.factors
-    model = open_model(str(model_folder), given(20, "last").execution)
-    drawn = open_samples(given(20, "last").data, model.tokenizer, 128, 0, Progress())
+    assert {event["tokens"] for event in events} == {last}
+    model = open_model(str(model_folder), given(last).execution)
+    drawn = open_samples(given(last).data, model.tokenizer, 512, 0, Progress())
     loaded = model.source.load_model()
-    nll = [score_tokens(loaded, sample.tokens, found)[-20:] for sample in drawn.search]
-    best = min(report.solution.scores)
-    assert best == pytest.approx(math.exp(np.concatenate(nll).mean()), rel=1e-5)
-    assert best != min(finished.solution.scores)
-    assert record(report)["provenance"]["data"]["last"] == 20
-    assert [column for column in report.table if "held-out" in column] == ["held-out 128"]
-    with pytest.raises(SettingsError, match="last is 128, but a text of 128 tokens has 127 that are predicted"):
-        search(given(128, "short"))
+    nll = [score_tokens(loaded, sample.tokens, report.factors)[-last:] for sample in drawn.search]
+    assert min(report.solution.scores) == pytest.approx(math.exp(np.concatenate(nll).mean()), rel=1e-5)
+    assert record(report)["provenance"]["data"]["last"] == last
+    assert [column for column in report.table if "held-out" in column] == ["held-out 512"]
+    with pytest.raises(SettingsError, match="last is 512, but a text of 512 tokens has 511 that are predicted"):
+        search(given(512))
 
 
 # --- What is on file ---
