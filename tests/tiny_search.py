@@ -204,6 +204,16 @@ def in_process(fails: Fails = lambda task: None) -> Iterator[list[InProcessPool]
         yield pools
 
 
+class Notes(Progress):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
 def search_in_process(
     given: SearchSettings, fails: Fails = lambda task: None, progress: Progress | None = None
 ) -> tuple[SearchReport, InProcessPool]:

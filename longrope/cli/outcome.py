@@ -66,11 +66,10 @@ def print_search(report: SearchReport, plots: list[Path]) -> None:
 
 
 def _counted(factors: RopeFactors) -> str:
-    """What of each sample counted, where not all of it did."""
+    from longrope.search.settings import scored_part
+
     data = factors.provenance["data"]
-    if data["objective"] == "needle":
-        return " of the answers"
-    return f" of the last {data['last']} tokens" if data["last"] else ""
+    return scored_part(data["objective"], data["last"])
 
 
 def print_readjust(report: ReadjustReport) -> None:

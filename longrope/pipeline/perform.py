@@ -152,6 +152,7 @@ def _search(stage: SearchStage, point: Point, folder: Path, progress: Progress) 
         "candidates": solution.evaluations,
         "n_hat": report.factors.n_hat,
         "attention_factor": report.factors.attention_factor,
+        "scored": settings.data.scored_part,
         "search_perplexity": _number(found.search),
         "held_out_perplexity": _number(found.held_out(length)),
     }

@@ -64,7 +64,9 @@ def results_section(state: RunState, names: Sequence[str]) -> str:
 
 
 def _search(results: dict[str, Any]) -> str:
-    told = f"perplexity {_figure(results['held_out_perplexity'] or results['search_perplexity'])}"
+    # Records from before there was another are of all tokens.
+    scored, value = results.get("scored", ""), results["held_out_perplexity"] or results["search_perplexity"]
+    told = f"perplexity{scored} {_figure(value)}"
     if results.get("yarn_held_out_perplexity") is not None:
         told += f" (YaRN {_figure(results['yarn_held_out_perplexity'])})"
     return f"{told}, n_hat {results['n_hat']}, {results['candidates']} candidates"

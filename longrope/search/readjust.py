@@ -212,7 +212,7 @@ def _readjust_window(
             f"window {format_length(problem.length)}: lambda up to {problem.space.lambda_max:g} "
             f"(the long factors reach {max(long.factors.lambdas):g})"
         )
-        announce(model, problem.samples, problem.length, progress)
+        announce(model, settings.data, problem.samples, problem.length, progress)
         algorithm = make_algorithm(
             settings.algorithm.algorithm, problem.space, problem.seeds, problem.ramp, sizes, settings.seed
         )

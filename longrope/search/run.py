@@ -161,7 +161,7 @@ def sample_digests(samples: SampleSet) -> dict[str, list[str]]:
     }
 
 
-def announce(model: LoadedModel, samples: SampleSet, length: int, progress: Progress) -> None:
+def announce(model: LoadedModel, data: DataSettings, samples: SampleSet, length: int, progress: Progress) -> None:
     """Say what is about to be searched."""
     rope = model.rope
     progress.note(
@@ -171,6 +171,7 @@ def announce(model: LoadedModel, samples: SampleSet, length: int, progress: Prog
     )
     progress.note(
         f"{len(samples.search)} search and {len(samples.held_out)} held-out samples of {format_length(length)} tokens"
+        + (f", scored by the perplexity{data.scored_part}" if data.scored_part else "")
     )
 
 

@@ -95,13 +95,14 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
         "samples": sample_digests(samples),
         # Named only where it is not the usual one: journals from before there was another are gone on with.
         **({} if settings.data.objective == PERPLEXITY else {"objective": settings.data.objective}),
+        **({"beyond": BEYOND} if rope.is_scaled else {}),
         **numeric_settings(model, settings.execution),
     }
     together = sizes.round_size
     with open_scorer(
         folder, decisive, model, samples, problem.lengths, settings.execution, together, settings.resume, progress
     ) as scorer:
-        announce(model, samples, target, progress)
+        announce(model, settings.data, samples, target, progress)
         algorithm = make_algorithm(
             settings.algorithm.algorithm, problem.space, problem.seeds, problem.ramp, sizes, settings.seed
         )

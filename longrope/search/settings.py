@@ -78,9 +78,21 @@ class DataSettings:
         """Whether all tokens of a sample count, and not only its end, of which no prefix has a part."""
         return self.objective == PERPLEXITY and self.last is None
 
+    @property
+    def scored_part(self) -> str:
+        """Which tokens of a sample count, where not all do."""
+        return scored_part(self.objective, self.last)
+
     def sample_count(self, length: int) -> int:
         """Search samples for a target of ``length`` tokens."""
         return self.samples if self.samples is not None else (3 if length > HALVED_ABOVE else 5)
+
+
+def scored_part(objective: str, last: int | None) -> str:
+    """Which tokens of a sample count, where not all do, as the end of a phrase: " of the last 255 tokens"."""
+    if objective == NEEDLE:
+        return " of the answers"
+    return "" if last is None else f" of the last {last:,} tokens"
 
 
 @dataclass(frozen=True, kw_only=True)

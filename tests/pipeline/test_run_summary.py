@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from longrope.pipeline.state import DONE, RunState, StageState
-from longrope.pipeline.summary import results_section
+from longrope.pipeline.summary import result_of, results_section
+from longrope.search.settings import DataSettings
 
 
 def evaluation(of: str, perplexities: dict[int, float | None]) -> StageState:
@@ -34,3 +37,17 @@ def test_lengths_stand_in_their_order_and_what_was_not_measured_is_a_dash() -> N
     assert "| before | original | longrope | 12.34 | - | - |" in lines
     assert "| after | exported | longrope | - | 9.877 | - |" in lines
     assert not any("later" in line for line in lines)
+
+
+def test_a_search_by_part_of_its_texts_says_which() -> None:
+    results: dict[str, Any] = {
+        "search_perplexity": 12.0,
+        "held_out_perplexity": 12.344,
+        "yarn_held_out_perplexity": 13.0,
+        "n_hat": 0,
+        "candidates": 9,
+    }
+    part = {"scored": DataSettings(source="texts", last=1024).scored_part}
+    for record, told in ((results | part, "perplexity of the last 1,024 tokens 12.34"), (results, "perplexity 12.34")):
+        state = StageState(kind="search", key="", inputs={"settings": {}}, state=DONE, told="search", results=record)
+        assert result_of(state) == f"{told} (YaRN 13), n_hat 0, 9 candidates"

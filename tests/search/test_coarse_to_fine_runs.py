@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_search import coarse_to_fine, eager_races, search_in_process, settings
+from tiny_search import Notes, coarse_to_fine, eager_races, search_in_process, settings
 
 from longrope.export.recipe import recipe
 from longrope.rope.policy import FactorSchedule, Window, load_factors
 from longrope.runs.journal import read_journal
-from longrope.runs.progress import Progress
 from longrope.search.candidate import Candidate
 from longrope.search.coarse_to_fine import CoarseToFine
 from longrope.search.scorer import Scorer
@@ -53,14 +52,6 @@ def cut(report: SearchReport, folder: Path, share: float) -> int:
     folder.mkdir()
     (folder / JOURNAL).write_bytes(b"".join(lines[:kept]))
     return len(lines) - kept
-
-
-class Notes(Progress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.lines.append(message)
 
 
 @every

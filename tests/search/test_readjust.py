@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from tiny_search import SIZES, Fails, InProcessPool, coarse_to_fine, in_process
+from tiny_search import SIZES, Fails, InProcessPool, Notes, coarse_to_fine, in_process
 from transformers import AutoModelForCausalLM
 
 from longrope.exceptions import FactorsError, RunExistsError, SettingsError
@@ -29,14 +29,6 @@ from longrope.workers.settings import ExecutionSettings
 
 PLAIN = RopeFactors.identity(10000.0, 16, 64)
 LONG = yarn(PLAIN, 1024)  # lambdas from 1 to 16
-
-
-class Notes(Progress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.lines.append(message)
 
 
 @pytest.fixture(scope="module")

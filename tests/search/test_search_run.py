@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_search import SIZES, WINDOW, Formula, InProcessPool, search_in_process, settings
+from tiny_search import SIZES, WINDOW, Formula, InProcessPool, Notes, search_in_process, settings
 from transformers import AutoModelForCausalLM
 
 from longrope.data.samples import Sample, SampleSet
@@ -134,7 +134,11 @@ def test_only_the_last_tokens_count_where_that_is_asked_for(
         data = DataSettings(source=str(documents_file), samples=2, held_out=2, last=last)
         return settings(model_folder, documents_file, tmp_path / str(last), target_length=512, data=data)
 
-    report, _ = search_in_process(given(last))
+    progress = Notes()
+    report, _ = search_in_process(given(last), progress=progress)
+    assert f"2 held-out samples of 512 tokens, scored by the perplexity of the last {last} tokens" in "".join(
+        progress.lines
+    )
     _, events = read_journal(report.folder / "evaluations.jsonl")
     assert {event["tokens"] for event in events} == {last}
     model = open_model(str(model_folder), given(last).execution)
@@ -409,6 +413,8 @@ def test_a_second_stage_starts_from_the_present_factors_and_from_yarn_at_once(
     assert (report.factors.original_length, report.factors.target_length) == (64, 256)
     assert report.solution.result().search <= min(report.solution.scores[:5])
     assert record(report)["provenance"]["present"]["window"] == 128
+    # Who has other seeds searches otherwise: a journal from before there were these is not gone on with.
+    assert record(report)["provenance"]["settings"]["beyond"] == 1.25
 
 
 def test_none_is_the_folder_as_plain_transformers_computes_it(
