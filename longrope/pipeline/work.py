@@ -77,6 +77,7 @@ def readjust_work(model: LoadedModel, settings: ReadjustSettings) -> dict[int, l
 
 def _searched(problem: Problem, algorithm: AlgorithmSettings, data: DataSettings) -> list[Round]:
     length, samples = problem.length, data.sample_count(problem.length)
+    data.check_length(length)
     seeds = {problem.space.quantise(seed) for seed in problem.seeds}
     first, *later = (size * samples for size in algorithm.sizes(length).rounds(len(seeds)))
     if algorithm.races:

@@ -12,7 +12,7 @@ from typing import Any
 from longrope.data.documents import read_documents
 from longrope.data.needles import needle_sample
 from longrope.data.samples import Sample, SampleSet, draw_samples
-from longrope.exceptions import OtherRunError, RunExistsError, SettingsError
+from longrope.exceptions import OtherRunError, RunExistsError
 from longrope.files import write_text_atomically
 from longrope.lengths import format_length
 from longrope.runs.journal import Journal
@@ -44,10 +44,7 @@ def open_samples(data: DataSettings, tokenizer: Any, length: int, seed: int, pro
         DataError: if there are too few documents that are long enough.
         SettingsError: if the length has no room for a needle, or for more than the last tokens, which alone count.
     """
-    if data.last is not None and data.last > length - 1:
-        raise SettingsError(
-            f"last is {data.last}, but a text of {length} tokens has {length - 1} that are predicted; give at most that"
-        )
+    data.check_length(length)
     documents = read_documents(
         data.source, field=data.field, split=data.split, revision=data.revision, config=data.config, seed=seed
     )

@@ -83,6 +83,14 @@ class DataSettings:
         """Which tokens of a sample count, where not all do."""
         return scored_part(self.objective, self.last)
 
+    def check_length(self, length: int) -> None:
+        """Raise SettingsError if more tokens should count than texts of ``length`` have."""
+        if self.last is not None and self.last > length - 1:
+            raise SettingsError(
+                f"last is {self.last}, but a text of {length} tokens has {length - 1} that are predicted; give at most "
+                "that, or null where it is set for several stages"
+            )
+
     def sample_count(self, length: int) -> int:
         """Search samples for a target of ``length`` tokens."""
         return self.samples if self.samples is not None else (3 if length > HALVED_ABOVE else 5)

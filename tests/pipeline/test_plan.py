@@ -168,6 +168,14 @@ def test_tokens_that_a_search_does_not_score_are_no_part_of_its_plan(
         assert whole == {predicted}, changes
 
 
+def test_more_last_tokens_than_a_text_has_are_not_planned(
+    model_folder: Path, documents_file: Path, tmp_path: Path
+) -> None:
+    asked = settings(model_folder, documents_file, tmp_path / "run", target_length=256)
+    with pytest.raises(SettingsError, match=r"last is 256, but a text of 256 tokens has 255 .* or null where"):
+        search_work(opened(model_folder), replace(asked, data=replace(asked.data, last=256)))
+
+
 def test_racing_is_expected_to_save_a_share_of_what_comes_after_the_first_round(
     model_folder: Path, documents_file: Path, tmp_path: Path
 ) -> None:
