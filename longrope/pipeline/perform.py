@@ -216,7 +216,7 @@ def _readjust(stage: ReadjustStage, point: Point, folder: Path, progress: Progre
             "held_out_perplexity": _number(window.solution.result().held_out(length)),
             "with_long_factors": _number(window.solution.result("long").held_out(length)),
         }
-    return {"windows": windows}
+    return {"windows": windows, "scored": settings.data.scored_part}
 
 
 def _evaluate(stage: EvaluateStage, point: Point, folder: Path, progress: Progress) -> dict[str, Any]:

@@ -84,11 +84,13 @@ def _finetune(results: dict[str, Any]) -> str:
 
 
 def _readjust(results: dict[str, Any]) -> str:
-    return ", ".join(
+    told = ", ".join(
         f"{_figure(window['held_out_perplexity'])} at {format_length(int(length))} (long factors "
         f"{_figure(window['with_long_factors'])})"
         for length, window in results["windows"].items()
     )
+    scored = results.get("scored")
+    return f"perplexity{scored} {told}" if scored else told
 
 
 def _evaluate(results: dict[str, Any]) -> str:

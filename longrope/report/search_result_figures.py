@@ -30,7 +30,6 @@ from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import linear, ntk, yarn
 from longrope.search.candidate import Candidate
 from longrope.search.comparison import PairedDifference, paired_difference
-from longrope.search.settings import PERPLEXITY
 from longrope.search.solve import SEARCHED
 
 _BINS = 24
@@ -131,7 +130,7 @@ def differences(run: SearchRun) -> dict[ComparedMethod, PairedDifference]:
 
 def position_plot(run: SearchRun) -> Plot | None:
     """Perplexity by position in texts of the target length; None where only their ends count."""
-    if run.objective != PERPLEXITY or run.last is not None:
+    if run.scored_part:
         return None
     factors = run.factors
     methods = [method for method in (*run.rivals, run.searched) if method is not None]

@@ -21,7 +21,7 @@ from longrope.search.candidate import Candidate
 from longrope.search.comparison import MethodResult
 from longrope.search.evaluation import BlockScore
 from longrope.search.run import FACTORS_FILE, JOURNAL_FILE, RUN_FILE
-from longrope.search.settings import PERPLEXITY
+from longrope.search.settings import PERPLEXITY, scored_part
 from longrope.search.solve import SEARCHED
 
 Scores = Mapping[tuple[Candidate, str], BlockScore]
@@ -85,16 +85,10 @@ class SearchRun:
         return "readjust" in str(self.provenance.get("method"))
 
     @property
-    def objective(self) -> str:
-        """What the samples were scored by."""
+    def scored_part(self) -> str:
+        """Which tokens of a sample counted, where not all did."""
         data: Mapping[str, Any] = self.provenance.get("data", {})
-        return str(data.get("objective", PERPLEXITY))
-
-    @property
-    def last(self) -> int | None:
-        """Tokens at the end of each sample that counted, where not all did."""
-        data: Mapping[str, Any] = self.provenance.get("data", {})
-        return data.get("last")
+        return scored_part(data.get("objective", PERPLEXITY), data.get("last"))
 
     @property
     def searched(self) -> ComparedMethod | None:

@@ -16,7 +16,6 @@ from longrope.report.search_result_figures import (
     position_plot,
 )
 from longrope.report.search_run import SearchRun
-from longrope.search.settings import PERPLEXITY
 from longrope.search.solve import describe_duration
 
 
@@ -71,10 +70,8 @@ def _findings(run: SearchRun) -> tuple[str, ...]:
             f"On {len(run.held_out)} held-out documents of {target} tokens the searched factors have a perplexity of "
             f"{shown(value)}."
         )
-    if run.objective != PERPLEXITY:
-        found.append("Only the answer to a question about the start of each text counts, not all of its tokens.")
-    elif run.last is not None:
-        found.append(f"Only the last {run.last:,} tokens of each text count.")
+    if run.scored_part:
+        found.append(f"Every perplexity is that{run.scored_part}, not of all tokens.")
     reference = run.reference
     for method, difference in differences(run).items():
         if method == reference:

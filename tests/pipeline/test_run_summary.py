@@ -22,6 +22,10 @@ def evaluation(of: str, perplexities: dict[int, float | None]) -> StageState:
     )
 
 
+def finished(kind: str, results: dict[str, Any]) -> StageState:
+    return StageState(kind=kind, key="", inputs={"settings": {}}, state=DONE, told=kind, results=results)
+
+
 def test_lengths_stand_in_their_order_and_what_was_not_measured_is_a_dash() -> None:
     state = RunState(
         "recipe",
@@ -49,5 +53,12 @@ def test_a_search_by_part_of_its_texts_says_which() -> None:
     }
     part = {"scored": DataSettings(source="texts", last=1024).scored_part}
     for record, told in ((results | part, "perplexity of the last 1,024 tokens 12.34"), (results, "perplexity 12.34")):
-        state = StageState(kind="search", key="", inputs={"settings": {}}, state=DONE, told="search", results=record)
-        assert result_of(state) == f"{told} (YaRN 13), n_hat 0, 9 candidates"
+        assert result_of(finished("search", record)) == f"{told} (YaRN 13), n_hat 0, 9 candidates"
+
+
+def test_a_readjustment_by_part_of_its_texts_says_which() -> None:
+    results: dict[str, Any] = {"windows": {"256": {"held_out_perplexity": 12.344, "with_long_factors": 13.0}}}
+    part = {"scored": DataSettings(source="texts", last=64).scored_part}
+    assert result_of(finished("readjust", results)) == "12.34 at 256 (long factors 13)"
+    told = "perplexity of the last 64 tokens 12.34 at 256 (long factors 13)"
+    assert result_of(finished("readjust", results | part)) == told

@@ -98,7 +98,7 @@ def test_a_needle_search_shows_no_perplexity_of_what_did_not_count(search_run: P
     run.factors.replace(provenance={**run.provenance, "data": data}).save(folder / "factors.json")
     needle = open_search(folder)
     assert position_plot(needle) is None
-    assert any("Only the answer" in finding for finding in search_section(needle).findings)
+    assert any("that of the answers, not of all" in finding for finding in search_section(needle).findings)
 
 
 def test_a_search_by_the_last_tokens_says_so(search_run: Path, tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_a_search_by_the_last_tokens_says_so(search_run: Path, tmp_path: Path) -
     run.factors.replace(provenance={**run.provenance, "data": data}).save(folder / "factors.json")
     last = open_search(folder)
     assert position_plot(last) is None
-    assert any("Only the last 20 tokens" in finding for finding in search_section(last).findings)
-    assert not any("Only the last" in finding for finding in search_section(run).findings)
+    assert any("that of the last 20 tokens, not of all" in finding for finding in search_section(last).findings)
+    assert not any("not of all tokens" in finding for finding in search_section(run).findings)
 
 
 def test_the_gain_of_a_search_is_that_on_search_samples_and_on_held_out_documents(search_run: Path) -> None:
