@@ -48,11 +48,10 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "paper": {"algorithm": "paper"},
     "genetic": {"algorithm": "genetic"},
     "cma": {"algorithm": "cma"},
-    "bayesian": {"algorithm": "bayesian"},
     # Without racing, and what the n_hat and attention genes bring.
-    "bayesian, no racing": {"algorithm": "bayesian", "racing": False},
-    "bayesian, n_hat": {"algorithm": "bayesian", "n_hat": PAPER_N_HAT},
-    "bayesian, attention": {"algorithm": "bayesian", "attention_factor": "search"},
+    "genetic, no racing": {"algorithm": "genetic", "racing": False},
+    "genetic, n_hat": {"algorithm": "genetic", "n_hat": PAPER_N_HAT},
+    "genetic, attention": {"algorithm": "genetic", "attention_factor": "search"},
 }
 
 
@@ -91,7 +90,7 @@ def search_once(model: LoadedModel, texts: Texts, args: argparse.Namespace, rati
         race, tokens = Race(samples.search), []
         while candidates := algorithm.ask():
             outcome = race.run(scorer, candidates, algorithm.rival if chosen.races else None)
-            algorithm.tell(outcome.scores, outcome.errors)
+            algorithm.tell(outcome.scores, outcome.dropped)
             tokens.append((len(algorithm.history), race.scored))
         marks = {}
         for mark in (mark for mark in MARKS if mark <= limit):
@@ -170,7 +169,7 @@ def paired(results: list[dict[str, Any]], ratio: int, first: tuple[str, int], se
 
 def show(results: list[dict[str, Any]]) -> None:
     print(table(results).to_string())
-    for ratio, ours in product((4, 8, 16), ("genetic", "cma", "bayesian")):
+    for ratio, ours in product((4, 8, 16), ("genetic", "cma")):
         for mark, theirs in ((150, 400), (150, 1344), (400, 400), (400, 1344)):
             if told := paired(results, ratio, (ours, mark), ("paper", theirs)):
                 print(told)
@@ -193,7 +192,7 @@ def plot(results: list[dict[str, Any]], picture: str) -> None:
     ratios = sorted({each["ratio"] for each in results})
     figure, panels = pyplot.subplots(1, len(ratios), figsize=(5 * len(ratios), 4), squeeze=False)
     for panel, ratio in zip(panels[0], ratios, strict=True):
-        for number, name in enumerate(("paper", "genetic", "cma", "bayesian")):
+        for number, name in enumerate(("paper", "genetic", "cma")):
             runs = [each for each in results if (each["ratio"], each["search"]) == (ratio, name)]
             marks = sorted({int(mark) for each in runs for mark in each["marks"]})
             values = [
@@ -221,7 +220,7 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "table", "plot"))
     parser.add_argument("--output", required=True, help="folder of the results")
     parser.add_argument("--work", help="folder of the journals")
-    parser.add_argument("--searches", nargs="+", default=["paper", "genetic", "cma", "bayesian"], choices=SEARCHES)
+    parser.add_argument("--searches", nargs="+", default=["paper", "genetic", "cma"], choices=SEARCHES)
     parser.add_argument("--ratios", nargs="+", type=int, default=[8, 4, 16])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--evaluations", type=int, default=400)

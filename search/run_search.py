@@ -22,13 +22,13 @@ from longrope.workers.settings import ExecutionSettings
 # --- Settings to edit. What is not named, or None, is the default; comments say what that is. ---
 
 ALGORITHM = {
-    "algorithm": "bayesian",  # from coarse to fine, as genetic and cma are; or paper, the genetic search of LongRoPE
+    "algorithm": "genetic",  # from coarse to fine, as cma is; or paper, the genetic search of LongRoPE
     # paper has sizes of its own besides: mutations, crossovers, parents, mutation_probability and iterations. With
     # another algorithm they are an error.
     "population": None,  # candidates a round: 8; of paper, in the first round: 64, or 32 above 512k
     "max_evaluations": None,  # 200; of paper as many as its rounds come to
     "patience": None,  # rounds without a clearly better candidate after which the search ends; no such end
-    "racing": None,  # drop candidates that are clearly behind after some of the samples: True, but for paper
+    "racing": None,  # drop candidates that have hardly a chance after some of the samples: True, but for paper
     "n_hat": None,  # (0,), which every engine can serve; of paper the 14 choices from 0 to 256
     "lambda_max": None,  # 4 times target over original length; of paper 1.25 times
     "attention_factor": "auto",  # su, or present for a scaled model; su, yarn, present, none, a number, or search

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from longrope.runs.journal import Journal
 from longrope.runs.progress import Progress
-from longrope.search import racing, run
+from longrope.search import outlook, racing, run
 from longrope.search.candidate import Candidate
 from longrope.search.evaluation import BlockScore, Task
 from longrope.search.scorer import Scorer
@@ -125,8 +125,9 @@ def coarse_to_fine(name: str, **more: Any) -> dict[str, Any]:
 
 
 def eager_races(patch: pytest.MonkeyPatch) -> None:
-    """Candidates of a model with random weights are dropped, after two samples of one block."""
-    patch.setattr(racing, "CHANCE", 0.35)
+    """Candidates of a model with random weights are dropped, when four were scored in full."""
+    patch.setattr(racing, "LEAST", 4)
+    patch.setattr(outlook, "CHANCE", 0.35)
 
 
 class InProcessPool(EvaluationPool[Task, BlockScore]):

@@ -60,7 +60,7 @@ Seed = Annotated[int, typer.Option(help="Decides the samples and every random ch
 Algorithm = Annotated[
     str,
     typer.Option(
-        help="paper (the genetic search of LongRoPE), or from coarse to fine: genetic, cma or bayesian.",
+        help="paper (the genetic search of LongRoPE), or from coarse to fine: genetic or cma.",
         rich_help_panel=_SEARCH,
     ),
 ]

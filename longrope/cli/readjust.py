@@ -31,7 +31,7 @@ def readjust(
     concatenate: o.Concatenate = False,
     seed: o.Seed = 0,
     last: o.Last = None,
-    algorithm: o.Algorithm = "bayesian",
+    algorithm: o.Algorithm = "genetic",
     population: o.Population = None,
     mutations: o.Mutations = None,
     crossovers: o.Crossovers = None,

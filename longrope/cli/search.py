@@ -35,7 +35,7 @@ def search(
         ),
     ] = "perplexity",
     last: o.Last = None,
-    algorithm: o.Algorithm = "bayesian",
+    algorithm: o.Algorithm = "genetic",
     population: o.Population = None,
     mutations: o.Mutations = None,
     crossovers: o.Crossovers = None,

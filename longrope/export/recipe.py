@@ -164,7 +164,7 @@ def _command(made: Mapping[str, Any]) -> str | None:
         if settings.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", str(settings[name])]
     if settings.get("algorithm"):
-        words += ["--racing" if settings.get("racing") is True else "--no-racing"]
+        words += ["--racing" if settings.get("racing") else "--no-racing"]
     choices = settings.get("n_hat_choices")
     if isinstance(choices, list) and choices:
         words += ["--n-hat", ",".join(map(str, choices))]

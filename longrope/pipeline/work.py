@@ -25,6 +25,7 @@ from longrope.finetune.settings import FinetuneSettings
 from longrope.model.rope_config import attention_span
 from longrope.runs.model import LoadedModel
 from longrope.search.comparison import passes
+from longrope.search.racing import LEAST
 from longrope.search.readjust import ReadjustSettings, readjust_problem
 from longrope.search.search import search_problem
 from longrope.search.settings import AlgorithmSettings, DataSettings, SearchSettings
@@ -33,8 +34,8 @@ from longrope.search.solve import Problem
 PASSKEY_DIGITS = 5
 AROUND_DIGITS = 2
 """Tokens of an answer beside its digits, each of which is a token of its own: the blank and the full stop."""
-RACING_SAVES = 0.3
-"""Of what candidates after the first round would take; 14% to 46% in the runs of benchmarks/search_quality.py."""
+RACING_SAVES = 0.5
+"""Of what candidates would take once enough are known to drop others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +80,14 @@ def _searched(problem: Problem, algorithm: AlgorithmSettings, data: DataSettings
     length, samples = problem.length, data.sample_count(problem.length)
     data.check_length(length)
     seeds = {problem.space.quantise(seed) for seed in problem.seeds}
-    first, *later = (size * samples for size in algorithm.sizes(length).rounds(len(seeds)))
-    if algorithm.races:
-        later = [count - round(RACING_SAVES * count) for count in later]
+    first, *later = algorithm.sizes(length).rounds(len(seeds))
+    known, counts = first, []
+    for size in later:
+        saved = RACING_SAVES if algorithm.races and known >= LEAST else 0.0
+        counts.append(size * samples - round(saved * size * samples))
+        known += size
     # One evaluation comes first and alone: it says how long the others will take.
-    counts = [1, first - 1, *later]
+    counts = [1, first * samples - 1, *counts]
     # What is asked for twice is scored once. The best candidate, and mostly the best without n_hat, are among those
     # that the search has scored already; held-out documents know neither.
     on_search = {method.at(length) for method in problem.methods} - seeds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from longrope.exceptions import SettingsError
@@ -15,18 +15,13 @@ from longrope.search.space import SearchSpace
 class Scored(NamedTuple):
     """A candidate that was told, with the round it was asked in and its objective.
 
-    ``error``: the standard error of its log, where the score is an estimate from which it was seen that the candidate
-    is none of the best; 0 of one that was scored in full.
+    ``dropped``: the score is an estimate, made when it was seen that the candidate is none of the best.
     """
 
     round: int
     candidate: Candidate
     score: float
-    error: float = 0.0
-
-    @property
-    def dropped(self) -> bool:
-        return self.error > 0
+    dropped: bool = False
 
 
 class SearchAlgorithm(ABC):
@@ -63,21 +58,19 @@ class SearchAlgorithm(ABC):
         self._asked = candidates
         return list(candidates)
 
-    def tell(self, scores: Mapping[Candidate, float], errors: Mapping[Candidate, float] | None = None) -> None:
+    def tell(self, scores: Mapping[Candidate, float], dropped: Collection[Candidate] = ()) -> None:
         """Give the objective of every candidate just asked for, in any order.
 
         Args:
             scores: lower is better; ``math.inf`` marks an invalid candidate, which is never selected.
-            errors: of those that were dropped, whose scores are estimates: the standard errors of their logs, above 0.
-                They are never selected either.
+            dropped: those whose scores are estimates, because they were not scored in full; never selected either.
         """
-        errors = errors or {}
         assert scores.keys() == set(self._asked), "tell exactly the candidates that were asked for"
         assert all(score > -math.inf for score in scores.values()), "a score is nan or -inf"
-        assert all(error > 0 for error in errors.values()), "who was dropped has no error"
+        assert scores.keys() >= set(dropped), "who was dropped was not asked for"
         if self._asked:
             self.history += [
-                Scored(self.round, candidate, float(scores[candidate]), errors.get(candidate, 0.0))
+                Scored(self.round, candidate, float(scores[candidate]), candidate in dropped)
                 for candidate in self._asked
             ]
             self._asked = []
@@ -101,8 +94,12 @@ class SearchAlgorithm(ABC):
     @property
     def rival(self) -> Candidate | None:
         """The last of the survivors, whom a candidate must beat to matter; None while they are fewer."""
-        ranked = self.ranked()
+        ranked = [scored for scored in self.ranked() if self._counts(scored)]
         return ranked[self.survivors - 1].candidate if len(ranked) >= self.survivors else None
+
+    def _counts(self, scored: Scored) -> bool:
+        """Whether it may be a survivor."""
+        return True
 
     @abstractmethod
     def _propose(self) -> list[Candidate]:

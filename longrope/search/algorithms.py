@@ -29,16 +29,11 @@ def make_algorithm(
 
 
 def _optimiser(name: str) -> type[Optimiser]:
-    match name:
-        case "genetic":
-            from longrope.search.evolution import GeneticOptimiser
+    if name == "genetic":
+        from longrope.search.evolution import GeneticOptimiser
 
-            return GeneticOptimiser
-        case "cma":
-            from longrope.search.cma import CMAOptimiser
+        return GeneticOptimiser
+    assert name == "cma", name
+    from longrope.search.cma import CMAOptimiser
 
-            return CMAOptimiser
-    assert name == "bayesian", name
-    from longrope.search.gaussian_process import BayesianOptimiser
-
-    return BayesianOptimiser
+    return CMAOptimiser

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
+from longrope.search.candidate import Candidate
 from longrope.search.levels import Genes, Level
 from longrope.search.optimiser import Optimiser
 
-SPREAD = 0.7
-"""Standard deviation of the first round, in the units of the genes."""
 WIDEST = 50.0
-"""Bound of genes that count nothing, in their units, which CMA-ES with margin asks for: as good as none."""
+"""Bound of genes that count nothing, in their units about the start, which CMA-ES with margin asks for: as good as
+none."""
 
 
 class CMAOptimiser(Optimiser):
@@ -29,12 +29,12 @@ class CMAOptimiser(Optimiser):
 
         options: dict[str, Any] = {
             "mean": level.start.copy(),
-            "sigma": SPREAD,
+            "sigma": level.spread,
             "seed": seed,
             "population_size": round_size,
         }
         if level.choices:
-            bounds = np.tile([-WIDEST, WIDEST], (level.size, 1))
+            bounds = np.stack([level.start - WIDEST, level.start + WIDEST], axis=1)
             bounds[-1] = 0, level.choices - 1
             steps = np.zeros(level.size)
             steps[-1] = 1
@@ -43,7 +43,7 @@ class CMAOptimiser(Optimiser):
             self._cma = CMA(**options)
         self._told_back: list[Genes] = []
 
-    def ask(self) -> list[Genes]:
+    def ask(self, known: Collection[Candidate]) -> list[Genes]:
         asked = [self._cma.ask() for _ in range(self.round_size)]
         if not self.level.choices:
             self._told_back = asked
@@ -52,7 +52,7 @@ class CMAOptimiser(Optimiser):
         self._told_back = [learned for _, learned in asked]
         return [evaluated for evaluated, _ in asked]
 
-    def tell(self, genes: Sequence[Genes], scores: Sequence[float], errors: Sequence[float]) -> None:
+    def tell(self, genes: Sequence[Genes], scores: Sequence[float], dropped: Sequence[bool]) -> None:
         # Only the order of the scores matters to it; an infinite one would make it compute with nan.
         worst = max((score for score in scores if np.isfinite(score)), default=0.0)
         finite = [score if np.isfinite(score) else worst + 1.0 for score in scores]

@@ -1,88 +1,114 @@
-"""A genetic algorithm over the genes of a level: it adapts its own step sizes, and its children are cut and blended.
+"""A genetic algorithm over the genes of a level: blocks of neighbours move together, by steps of every size.
 
-Step sizes are genes themselves: each child inherits and varies that of its parent (self-adaptation, Beyer and
-Schwefel 2002), so that steps which lead to survivors spread.
+The perplexity over the lambdas has several optima, some of which differ in one pair alone, by a step that gains nothing
+until it is made in full. A step that adapts to what has led to survivors grows small and stays in one of them; steps
+whose logarithms are drawn evenly, at all times, do not.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from longrope.search.candidate import Candidate
 from longrope.search.levels import Genes, Level
 from longrope.search.optimiser import Optimiser
 
-FIRST_STEP, SMALLEST_STEP = 0.7, 0.02
-"""Of a mutation, in the units of the genes."""
-CROSSED = 0.6
+SMALLEST = 1 / 32
+"""Step, of the farthest that the level reaches."""
+TO_THE_END = 0.3
+"""Share of blocks that reach to the last gene: what a change of one increment of log lambda does."""
+CROSSED = 0.25
 """Share of children that have two parents."""
+ASIDE = 0.25
+"""Share of the others, where n_hat or the attention factor has a gene, in which it changes instead of lambdas."""
+TRIES = 100
+"""To make one child that is not known yet."""
 
 
-class _Individual(NamedTuple):
+class _Parent(NamedTuple):
     genes: Genes
-    step: float
     score: float
 
 
 class GeneticOptimiser(Optimiser):
-    """Plus selection: as many parents as a round has children, the best of all so far.
+    """Plus selection: the parents are the best few of all so far that were scored in full, and no child is known.
 
-    A child of two parents is a blend of them (BLX, Eshelman and Schaffer 1993) or has a segment of the second's genes;
-    then it is mutated, in one block of neighbouring genes or in all. Whole-number genes move by whole numbers.
+    A child is its parent with one block of lambdas moved, or with another attention factor or n_hat; or it has a block
+    of a second parent's genes, or is a blend of both (BLX, Eshelman and Schaffer 1993).
     """
+
+    survivors = 4
 
     def __init__(self, level: Level, round_size: int, seed: int, start_score: float | None = None) -> None:
         super().__init__(level, round_size, seed, start_score)
         self._random = np.random.default_rng(seed)
-        known = [] if start_score is None else [_Individual(level.start, FIRST_STEP, start_score)]
-        self._parents: list[_Individual] = known
-        self._steps: list[float] = []
+        self._parents = [] if start_score is None else [_Parent(level.start, start_score)]
 
-    def ask(self) -> list[Genes]:
-        children = [self._child() for _ in range(self.round_size)]
-        self._steps = [step for _, step in children]
-        return [genes for genes, _ in children]
+    def ask(self, known: Collection[Candidate]) -> list[Genes]:
+        children: dict[Candidate, Genes] = {}
+        for _ in range(TRIES * self.round_size):
+            child = self._child()
+            candidate = self.level.decode(child)
+            if candidate not in known:
+                children.setdefault(candidate, child)
+            if len(children) == self.round_size:
+                break
+        return list(children.values())
 
-    def tell(self, genes: Sequence[Genes], scores: Sequence[float], errors: Sequence[float]) -> None:
-        told = zip(genes, self._steps, scores, strict=True)
-        everyone = self._parents + [_Individual(*each) for each in told if math.isfinite(each[2])]
-        self._parents = sorted(everyone, key=lambda each: each.score)[: self.round_size]
+    def tell(self, genes: Sequence[Genes], scores: Sequence[float], dropped: Sequence[bool]) -> None:
+        told = [
+            _Parent(each, score)
+            for each, score, left in zip(genes, scores, dropped, strict=True)
+            if math.isfinite(score) and not left
+        ]
+        self._parents = sorted(self._parents + told, key=lambda each: each.score)[: self.survivors]
 
-    def _child(self) -> tuple[Genes, float]:
-        random = self._random
-        if len(self._parents) < 2:
-            return self._mutated(self.level.start, FIRST_STEP), FIRST_STEP
-        first, second = (self._parents[self._rank()] for _ in range(2))
-        genes, step = first.genes, first.step
-        if random.random() < CROSSED and second is not first:
-            step = math.sqrt(first.step * second.step)
-            if random.random() < 0.5:
-                genes = genes + random.uniform(-0.25, 1.25) * (second.genes - genes)
-            else:
-                begin, end = sorted(random.integers(0, self.level.size + 1, 2))
-                genes = np.concatenate([genes[:begin], second.genes[begin:end], genes[end:]])
-        rate = 1 / math.sqrt(2 * math.sqrt(self.level.size))
-        step = min(max(step * math.exp(rate * random.normal()), SMALLEST_STEP), FIRST_STEP)
-        return self._mutated(genes, step), step
+    def _child(self) -> Genes:
+        random, level = self._random, self.level
+        if not self._parents:
+            return self._counted(level.start + level.spread * random.normal(size=level.size))
+        parent = self._one_of_the_parents()
+        if random.random() < CROSSED:
+            return self._crossed(parent, self._one_of_the_parents())
+        if level.extras and random.random() < ASIDE:
+            return self._changed_aside(parent)
+        begin, end = self._block(level.size - level.extras)
+        return level.moved(parent, begin, end, self._step(level.reach))
 
-    def _rank(self) -> int:
-        """A parent's place, the better the likelier."""
-        return int(len(self._parents) * self._random.random() ** 2)
+    def _one_of_the_parents(self) -> Genes:
+        return self._parents[self._random.integers(len(self._parents))].genes
 
-    def _mutated(self, genes: Genes, step: float) -> Genes:
-        random, size = self._random, self.level.size
-        change = step * random.normal(size=size)
-        if random.random() < 0.5:
-            begin, end = sorted(random.integers(0, size + 1, 2))
-            outside = np.ones(size, bool)
-            outside[begin : max(end, begin + 1)] = False
-            change[outside] = 0.0
+    def _crossed(self, first: Genes, second: Genes) -> Genes:
+        blend: Genes = first + self._random.uniform(-0.25, 1.25) * (second - first)
+        begin, end = self._block(self.level.size)
+        segment = np.concatenate([first[:begin], second[begin:end], first[end:]])
+        return self._counted(blend if self._random.random() < 0.5 else segment)
+
+    def _changed_aside(self, parent: Genes) -> Genes:
+        level, changed = self.level, parent.copy()
+        place = level.size - 1 - int(self._random.integers(level.extras))
+        if level.choices and place == level.size - 1:
+            changed[place] += self._random.choice([-1, 1]) * math.ceil(abs(self._step(level.choices)))
+        else:
+            changed[place] += self._step(2.0)
+        return self._counted(changed)
+
+    def _counted(self, genes: Genes) -> Genes:
+        """With a whole number for n_hat, where it is a gene."""
         if self.level.choices:
-            change[-1] = random.integers(-1, 2)
-        mutated: Genes = genes + change
-        if self.level.choices:
-            mutated[-1] = np.clip(np.round(mutated[-1]), 0, self.level.choices - 1)
-        return mutated
+            genes[-1] = np.clip(np.round(genes[-1]), 0, self.level.choices - 1)
+        return genes
+
+    def _block(self, size: int) -> tuple[int, int]:
+        """Where it begins and ends; the logarithm of its length is drawn evenly, too."""
+        length = min(int(math.exp(self._random.uniform(0, math.log(size + 1)))), size)
+        begin = int(self._random.integers(size - length + 1))
+        return begin, size if self._random.random() < TO_THE_END else begin + length
+
+    def _step(self, reach: float) -> float:
+        size = reach * math.exp(self._random.uniform(math.log(SMALLEST), 0))
+        return float(size * self._random.choice([-1, 1]))

@@ -1,7 +1,6 @@
-"""Levels of a coarse-to-fine search: what a few numbers, some knots or all pairs can say about the factors.
+"""Levels of a coarse-to-fine search: what a few numbers, or one for every pair, can say about the factors.
 
-A level turns any vector of real numbers, its genes, into a candidate of the search space. Genes are in units of what
-is worth trying: vectors drawn from a standard normal distribution around ``start`` are sensible candidates.
+A level turns any vector of real numbers, its genes, into a candidate of the search space.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ Genes = npt.NDArray[np.float64]
 
 ATTENTION_UNIT = 0.06
 """Of the attention factor's gene: relative change."""
-MANY_TURNS = 16
+MANY_TURNS = 8
 """Of a pair within the present window; those that turn as often have seen all of their angles many times."""
 LEAST_TURN = 0.2
 """Of a pair within the present window; of those that turn less, no angle but a small one was seen in training."""
@@ -34,11 +33,16 @@ class Level(ABC):
 
     Attributes:
         space: that every decoded candidate is in.
-        start: the genes to begin with, (size,).
+        start: the genes to begin with, (size,). Those of the lambdas come first, then that of the attention factor
+            where it is searched, then that of n_hat where it is chosen.
+        spread: of candidates to begin with, about the start: a standard deviation, in units of its genes.
+        reach: how far it may be worth going in one step.
     """
 
     space: SearchSpace
     start: Genes
+    spread: float
+    reach: float
 
     @property
     def size(self) -> int:
@@ -48,6 +52,17 @@ class Level(ABC):
     def choices(self) -> int:
         """How many n_hat the last gene chooses among; 0 where it is a gene like the others."""
         return 0
+
+    @property
+    def extras(self) -> int:
+        """How many genes come after those of the lambdas."""
+        return int(self.space.searches_attention) + (self.choices > 0)
+
+    def moved(self, genes: Genes, begin: int, end: int, step: float) -> Genes:
+        """``genes`` with those from ``begin`` to before ``end``, of lambdas, changed by ``step``."""
+        changed: Genes = genes.copy()
+        changed[begin:end] += step
+        return changed
 
     @abstractmethod
     def decode(self, genes: Genes) -> Candidate:
@@ -68,6 +83,21 @@ class Ramp:
     window: int
     ratio: float
 
+    def turns(self) -> Genes:
+        """Of each pair within the present window, (pairs,)."""
+        turns: Genes = self.present.inv_freq() * self.window / (2 * math.pi)
+        return turns
+
+    def moved_pairs(self) -> tuple[int, int]:
+        """The first and the last pair that are worth moving by themselves, at least one.
+
+        Faster ones are best left as they are: what is gained on some texts is lost on others. Slower ones hardly turn,
+        and may go along with the last.
+        """
+        turns = self.turns()
+        first = min(int((turns >= MANY_TURNS).sum()), len(turns) - 1)
+        return first, max(first, min(int((turns >= LEAST_TURN).sum()), len(turns) - 1))
+
 
 class RampLevel(Level):
     """Four numbers, and the attention factor where it is searched: a ramp of log lambda over the pairs.
@@ -81,12 +111,13 @@ class RampLevel(Level):
 
     TURNS, WIDTH, HEIGHT, SHAPE = math.log(16), math.log(80), math.exp(0.2), 1.5
     SPREAD = (0.7, 0.3, 0.3, 0.4)
+    spread, reach = 0.8, 2.0
 
     def __init__(self, space: SearchSpace, ramp: Ramp) -> None:
         self.space = space
         self.start = np.zeros(4 + space.searches_attention)
         self._floor = np.log(np.asarray(ramp.present.lambdas))
-        self._turns = np.log(ramp.present.inv_freq() * ramp.window / (2 * math.pi))
+        self._turns = np.log(ramp.turns())
         self._height = math.log(ramp.ratio)
 
     def decode(self, genes: Genes) -> Candidate:
@@ -96,65 +127,64 @@ class RampLevel(Level):
         return _candidate(self.space, self._floor + rise, 0, genes[4:])
 
 
-class KnotLevel(Level):
-    """Changes of log lambda of some pairs together, around a known candidate.
+class PairLevel(Level):
+    """A gene for every pair from the first to the last that are moved, its log lambda, around a known candidate.
 
-    Where lambdas would then fall from a pair to the next the space keeps them level, so that every vector is a
-    candidate.
+    Pairs before them stay as they are there, and those after them keep their distance from the last. Where lambdas
+    would fall from a pair to the next the space keeps them level, so that every vector is a candidate.
 
     Args:
         centre: what the genes at ``start`` stand for, once it is projected into the space.
-        shapes: how much each gene moves each pair, (pairs, genes); see :func:`knot_shapes`.
+        first, last: pairs that have genes.
         chooses_n_hat: whether the last gene is the place of n_hat among the choices, which are ordered.
     """
 
     UNIT = 0.05
     """Of log lambda."""
+    spread, reach = 2.0, 16.0
 
-    def __init__(self, space: SearchSpace, centre: Candidate, shapes: Genes, chooses_n_hat: bool) -> None:
-        assert len(shapes) == space.pairs, shapes.shape
+    def __init__(self, space: SearchSpace, centre: Candidate, first: int, last: int, chooses_n_hat: bool) -> None:
         self.space = space
         centre = space.project(centre)
         self._n_hat = space.n_hat_choices.index(centre.n_hat)
         self._choices = len(space.n_hat_choices) if chooses_n_hat else 0
-        self._centre = np.log(centre.lambdas)
-        self._shapes = shapes
         attention = math.log(centre.attention_factor / space.attention_factor) / ATTENTION_UNIT
-        self._knots = shapes.shape[1]
-        self.start = np.array(
-            [0.0] * self._knots + [attention] * space.searches_attention + [float(self._n_hat)] * chooses_n_hat
+        logs = np.log(centre.lambdas)
+        self._pairs = last - first + 1
+        self._fixed, self._beyond = logs[:first], logs[last + 1 :] - logs[last]
+        self._lowest = max([math.log(space.lambda_min), *self._fixed]) / self.UNIT
+        self._highest = math.log(space.lambda_max) / self.UNIT
+        self.start = np.concatenate(
+            [
+                logs[first : last + 1] / self.UNIT,
+                [attention] * space.searches_attention,
+                [float(self._n_hat)] * chooses_n_hat,
+            ]
         )
 
     @property
     def choices(self) -> int:
         return self._choices
 
+    def moved(self, genes: Genes, begin: int, end: int, step: float) -> Genes:
+        """A block of neighbours, which takes along those beside it that would keep it from moving.
+
+        Faster pairs come down with it and slower ones go up: otherwise a block that is level with its neighbours could
+        not come down at all. Nothing leaves the bounds of the space.
+        """
+        changed: Genes = genes.copy()
+        lambdas = np.maximum.accumulate(changed[: self._pairs])
+        lambdas[begin:end] += step
+        lambdas[:begin] = np.minimum(lambdas[:begin], lambdas[begin])
+        lambdas[end:] = np.maximum(lambdas[end:], lambdas[end - 1])
+        changed[: self._pairs] = np.clip(lambdas, self._lowest, self._highest)
+        return changed
+
     def decode(self, genes: Genes) -> Candidate:
-        moved = self.UNIT * self._shapes @ np.clip(genes[: self._knots], -FARTHEST, FARTHEST)
+        logs = self.UNIT * np.clip(genes[: self._pairs], self._lowest, self._highest)
         n_hat = round(float(np.clip(genes[-1], 0, self._choices - 1))) if self._choices else self._n_hat
-        attention = genes[self._knots : self._knots + self.space.searches_attention]
-        return _candidate(self.space, self._centre + moved, n_hat, attention)
-
-
-def knot_shapes(pairs: int, count: int, ramp: Ramp | None) -> Genes:
-    """How much each gene moves log lambda of each pair, (pairs, genes): 1 at a knot, 0 at those beside it.
-
-    There are ``count`` knots, or fewer where they would fall on the same pairs, evenly spaced over those pairs whose
-    lambdas matter. Pairs of many turns within the present window are left as they are, up to the first knot, which has
-    no gene: what is gained there on some texts is lost on others. Pairs of hardly a turn share the last interval. With
-    as many knots as pairs, each has a gene of its own.
-    """
-    if count >= pairs:
-        return np.eye(pairs)
-    first, last = -1, pairs - 1
-    if ramp is not None:
-        turns = ramp.present.inv_freq() * ramp.window / (2 * math.pi)
-        first = min(int((turns >= MANY_TURNS).sum()), last) - 1
-        last = int((turns >= LEAST_TURN).sum())
-    places = np.linspace(max(first, 0), np.clip(last, max(first, 0) + 1, pairs - 1), count - (last < pairs - 1))
-    knots = np.unique(np.append(np.round(places), pairs - 1))
-    shapes = np.stack([np.interp(np.arange(pairs), knots, row) for row in np.eye(len(knots))], axis=1)
-    return shapes[:, 1:] if first >= 0 else shapes
+        attention = genes[self._pairs : self._pairs + self.space.searches_attention]
+        return _candidate(self.space, np.concatenate([self._fixed, logs, logs[-1] + self._beyond]), n_hat, attention)
 
 
 def _candidate(space: SearchSpace, log_lambdas: Genes, n_hat: int, attention: Genes) -> Candidate:

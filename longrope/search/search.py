@@ -29,6 +29,7 @@ from longrope.search.comparison import (
     table,
 )
 from longrope.search.levels import Ramp
+from longrope.search.racing import RULE
 from longrope.search.run import (
     FACTORS_FILE,
     TABLE_FILE,
@@ -192,7 +193,7 @@ def search_problem(model: LoadedModel, settings: SearchSettings, **fields: Any) 
 
 def algorithm_settings(chosen: AlgorithmSettings, sizes: Sizes) -> dict[str, Any]:
     """What decides an algorithm's choices, in JSON's types; what is off is not named."""
-    extra = {"racing": chosen.races, "patience": chosen.patience, "max_gpu_hours": chosen.max_gpu_hours}
+    extra = {"racing": RULE if chosen.races else 0, "patience": chosen.patience, "max_gpu_hours": chosen.max_gpu_hours}
     return {"algorithm": chosen.algorithm, **asdict(sizes), **{name: value for name, value in extra.items() if value}}
 
 

@@ -17,7 +17,7 @@ from longrope.search.stopping import Budget
 from longrope.workers.settings import ExecutionSettings
 
 PAPER = "paper"
-ALGORITHMS = (PAPER, "genetic", "cma", "bayesian")
+ALGORITHMS = (PAPER, "genetic", "cma")
 SEARCHED_ATTENTION = "search"
 PAPER_LAMBDA_MAX_RATIO = 1.25
 """Largest lambda over target / original length: in the paper (arXiv 2402.13753, table 4)"""
@@ -108,8 +108,8 @@ class AlgorithmSettings:
     """The search algorithm and its sizes.
 
     Attributes:
-        algorithm: ``paper``, the genetic algorithm of LongRoPE; or one that goes from coarse to fine: ``genetic``,
-            ``cma`` (CMA-ES) or ``bayesian`` (a Gaussian process).
+        algorithm: ``paper``, the genetic algorithm of LongRoPE; or one that goes from coarse to fine: ``genetic`` or
+            ``cma`` (CMA-ES).
         population: candidates of the first round of ``paper``, see PaperSettings; of every round of the others.
         mutations, crossovers, parents, iterations, mutation_probability: of ``paper``, see PaperSettings.
         max_evaluations: candidates scored at most; 200 when not given, and for ``paper`` what its rounds come to.
@@ -127,7 +127,7 @@ class AlgorithmSettings:
 
     __pydantic_config__ = STRICT
 
-    algorithm: str = "bayesian"
+    algorithm: str = "genetic"
     population: int | None = None
     mutations: int | None = None
     crossovers: int | None = None

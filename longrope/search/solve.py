@@ -168,7 +168,7 @@ def solve(
     progress.begin("search", plan.most * len(samples))
     while candidates:
         outcome = race.run(scorer, candidates, algorithm.rival if plan.racing else None)
-        algorithm.tell(outcome.scores, outcome.errors)
+        algorithm.tell(outcome.scores, outcome.dropped)
         if algorithm.best is None:
             reasons = sorted({failure.reason for failure in scorer.failures()})
             raise RunFailedError(f"no candidate could be scored: {'; '.join(reasons[:3])}")

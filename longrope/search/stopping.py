@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from longrope.data.samples import Sample
 from longrope.exceptions import SettingsError
 from longrope.search.candidate import Candidate
-from longrope.search.racing import block_scores, lead
+from longrope.search.lead import block_scores, lead
 from longrope.search.scorer import Scorer
 
 

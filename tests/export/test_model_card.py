@@ -62,11 +62,11 @@ def made_by(kind, **changes):
     """What factors record of a run from coarse to fine; ``changes`` are of its settings."""
     length = {"search": "target_length", "readjust": "window"}[kind]
     return {
-        "method": f"longrope {kind}, algorithm bayesian",
+        "method": f"longrope {kind}, algorithm genetic",
         "model": {"name": "some-org/model"},
         "data": {"source": "books", "objective": "perplexity"},
         "seed": 3,
-        "settings": {length: 256, "algorithm": "bayesian", "attention_factor": 1.15, "racing": True, **changes},
+        "settings": {length: 256, "algorithm": "genetic", "attention_factor": 1.15, "racing": True, **changes},
     }
 
 

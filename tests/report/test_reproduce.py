@@ -119,7 +119,7 @@ def test_a_search_has_the_batches_that_it_had(
     [
         ({}, ["--algorithm cma", "--population 4", "--max-evaluations 15"]),
         ({"algorithm": "genetic", "racing": False}, ["--algorithm genetic", "--no-racing"]),
-        ({"algorithm": "bayesian", "population": None, "max_evaluations": None}, ["--algorithm bayesian"]),
+        ({"algorithm": "genetic", "population": None, "max_evaluations": None}, ["--algorithm genetic"]),
         ({"patience": 3, "max_gpu_hours": 2.5}, ["--patience 3", "--max-gpu-hours 2.5"]),
         ({"attention_factor": "none", "racing": True}, ["--attention-factor none"]),
     ],

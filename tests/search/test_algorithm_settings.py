@@ -19,6 +19,7 @@ from longrope.search.algorithms import make_algorithm
 from longrope.search.coarse_to_fine import CoarseToFine, CoarseToFineSettings
 from longrope.search.levels import Ramp
 from longrope.search.paper import PaperSearch, PaperSettings
+from longrope.search.racing import RULE
 from longrope.search.search import ATTENTION_SPAN, algorithm_settings, plan_of, search_problem
 from longrope.search.settings import ALGORITHMS, AlgorithmSettings
 from longrope.search.solve import Plan, Problem
@@ -42,10 +43,10 @@ def problem(model: Path, length: int = 256, **algorithm: Any) -> Problem:
     return search_problem(open_model(given.model, given.execution), given, samples=None)
 
 
-def test_a_gaussian_process_searches_by_default() -> None:
+def test_a_genetic_algorithm_searches_by_default() -> None:
     chosen = AlgorithmSettings()
-    assert (chosen.algorithm, chosen.is_paper) == ("bayesian", False)
-    assert chosen.sizes(131072) == CoarseToFineSettings(population=8, max_evaluations=200, coarse=48, knots=400)
+    assert (chosen.algorithm, chosen.is_paper) == ("genetic", False)
+    assert chosen.sizes(131072) == CoarseToFineSettings(population=8, max_evaluations=200, coarse=48)
 
 
 # --- The paper's algorithm ---
@@ -76,7 +77,7 @@ def test_the_journal_of_the_paper_names_nothing_that_is_off() -> None:
     chosen = AlgorithmSettings(algorithm="paper", racing=True, patience=4, max_gpu_hours=1.5)
     recorded = algorithm_settings(chosen, chosen.sizes(4096))
     assert {name: recorded[name] for name in ("racing", "patience", "max_gpu_hours")} == {
-        "racing": True, "patience": 4, "max_gpu_hours": 1.5,
+        "racing": RULE, "patience": 4, "max_gpu_hours": 1.5,
     }  # fmt: skip
 
 
@@ -92,8 +93,7 @@ def test_the_attention_factor_is_not_searched_by_the_paper() -> None:
     with pytest.raises(SettingsError) as refused:
         AlgorithmSettings(algorithm="paper", attention_factor="search")
     assert str(refused.value) == (
-        "the attention factor is not searched by algorithm 'paper'; give su or a number, or use genetic or cma or "
-        "bayesian"
+        "the attention factor is not searched by algorithm 'paper'; give su or a number, or use genetic or cma"
     )
 
 
@@ -146,7 +146,7 @@ def test_of_several_wrong_sizes_the_first_is_named() -> None:
         ({"patience": 0}, "patience is 0; give at least 1 round"),
         ({"max_gpu_hours": 0.0}, "max-gpu-hours is 0.0; give a number above 0"),
         ({"algorithm": "cma", "attention_factor": "loud"}, "attention factor 'loud' is unknown; .*"),
-        ({"algorithm": "annealing"}, "algorithm 'annealing' is not known; use paper or genetic or cma or bayesian"),
+        ({"algorithm": "annealing"}, "algorithm 'annealing' is not known; use paper or genetic or cma"),
     ],
 )
 def test_unusable_settings_are_refused_in_one_line(changes: dict[str, Any], said: str) -> None:

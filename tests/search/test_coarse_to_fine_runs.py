@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from longrope.rope.policy import FactorSchedule, Window, load_factors
 from longrope.runs.journal import read_journal
 from longrope.search.candidate import Candidate
 from longrope.search.coarse_to_fine import CoarseToFine
+from longrope.search.racing import RULE
 from longrope.search.scorer import Scorer
 from longrope.search.search import SearchReport
 from longrope.search.settings import ALGORITHMS, DataSettings, SearchSettings
@@ -62,7 +63,7 @@ def test_a_search_is_written_down_and_gone_on_with(name: str, given: Given, tmp_
     assert written.provenance["method"] == f"longrope search, algorithm {name}"
     chosen = written.provenance["settings"]
     assert (chosen["algorithm"], chosen["population"], chosen["max_evaluations"]) == (name, 4, 15)
-    assert (chosen["racing"], chosen["attention_span"], chosen["attention_factor_rule"]) == (True, 1.25, "search")
+    assert (chosen["racing"], chosen["attention_span"], chosen["attention_factor_rule"]) == (RULE, 1.25, "search")
     assert "mutations" not in chosen
     assert results(report)["evaluations"] == len(report.solution.scores) == 15
     assert Candidate.from_factors(written) == report.solution.best
@@ -138,9 +139,9 @@ def test_the_algorithm_is_told_who_was_dropped(given: Given, tmp_path: Path, mon
     dropped: set[Candidate] = set()
     tell = CoarseToFine.tell
 
-    def noted(self: CoarseToFine, scores: dict[Candidate, float], errors: dict[Candidate, float] | None = None) -> None:
-        dropped.update(errors or {})
-        tell(self, scores, errors)
+    def noted(self: CoarseToFine, scores: dict[Candidate, float], lost: Collection[Candidate] = ()) -> None:
+        dropped.update(lost)
+        tell(self, scores, lost)
 
     monkeypatch.setattr(CoarseToFine, "tell", noted)
     eager_races(monkeypatch)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import yarn
 from longrope.search.candidate import Candidate
-from longrope.search.levels import KnotLevel, Level, Ramp, RampLevel, knot_shapes
+from longrope.search.levels import Level, PairLevel, Ramp, RampLevel
 from longrope.search.space import SearchSpace
 
 WINDOW, RATIO = 64, 8.0
@@ -23,10 +23,6 @@ WINDOW, RATIO = 64, 8.0
 
 def plain(pairs: int) -> RopeFactors:
     return RopeFactors.identity(10000.0, 2 * pairs, WINDOW)
-
-
-def even(pairs: int, knots: int) -> np.ndarray:
-    return knot_shapes(pairs, knots, None)
 
 
 def ramp_of(pairs: int, scaled: bool = False) -> Ramp:
@@ -57,8 +53,8 @@ def levels(draw: st.DrawFn) -> Level:
     space = draw(spaces())
     if draw(st.booleans()):
         return RampLevel(space, ramp_of(space.pairs, draw(st.booleans())))
-    knots = draw(st.sampled_from(sorted({min(2, space.pairs), min(7, space.pairs), space.pairs})))
-    return KnotLevel(space, draw(centres(space)), even(space.pairs, knots), draw(st.booleans()))
+    first, last = sorted(draw(st.integers(0, space.pairs - 1)) for _ in range(2))
+    return PairLevel(space, draw(centres(space)), first, last, draw(st.booleans()))
 
 
 @settings(max_examples=150)
@@ -72,21 +68,21 @@ def test_every_vector_of_finite_numbers_is_a_candidate_of_the_space(level: Level
 
 @pytest.mark.parametrize("number", [sys.float_info.max, -sys.float_info.max])
 def test_no_number_is_too_large(number: float) -> None:
-    ramp, knots = (
+    ramp, pairs = (
         RampLevel(WIDE, ramp_of(PAIRS)),
-        KnotLevel(WIDE, Candidate((2.0,) * PAIRS, 0, 1.1), ALL, True),
+        PairLevel(WIDE, Candidate((2.0,) * PAIRS, 0, 1.1), 3, 20, True),
     )
-    for level in (ramp, knots):
+    for level in (ramp, pairs):
         assert WIDE.contains(level.decode(np.full(level.size, number)))
 
 
 @settings(max_examples=60)
 @given(st.data())
-def test_knots_start_at_their_centre_in_the_space(data: st.DataObject) -> None:
+def test_pairs_start_at_their_centre_in_the_space(data: st.DataObject) -> None:
     space = data.draw(spaces())
     centre = data.draw(centres(space))
-    knots = data.draw(st.integers(min(2, space.pairs), space.pairs))
-    level = KnotLevel(space, centre, even(space.pairs, knots), chooses_n_hat=data.draw(st.booleans()))
+    first, last = sorted(data.draw(st.integers(0, space.pairs - 1)) for _ in range(2))
+    level = PairLevel(space, centre, first, last, chooses_n_hat=data.draw(st.booleans()))
     assert level.decode(level.start) == space.project(centre)
 
 
@@ -163,10 +159,10 @@ def test_a_ramp_keeps_the_smallest_n_hat() -> None:
     assert (level.decode(level.start).n_hat, level.choices, level.size) == (4, 0, 4)
 
 
-@pytest.mark.parametrize("kind", ["ramp", "knots"])
+@pytest.mark.parametrize("kind", ["ramp", "pairs"])
 def test_the_attention_gene_is_a_relative_change_within_the_span(kind: str) -> None:
     centre = Candidate((2.0,) * PAIRS, 0, WIDE.attention_factor)
-    level = RampLevel(WIDE, ramp_of(PAIRS)) if kind == "ramp" else KnotLevel(WIDE, centre, even(PAIRS, 7), False)
+    level = RampLevel(WIDE, ramp_of(PAIRS)) if kind == "ramp" else PairLevel(WIDE, centre, 3, 20, False)
 
     def at(gene: float) -> float:
         genes = level.start.copy()
@@ -179,82 +175,102 @@ def test_the_attention_gene_is_a_relative_change_within_the_span(kind: str) -> N
     assert (at(9), at(-9)) == (1.375, 0.88)
     fixed = SearchSpace(PAIRS, 1.0, 100.0, attention_factor=1.1)
     assert RampLevel(fixed, ramp_of(PAIRS)).size == 4
-    assert KnotLevel(fixed, centre, even(PAIRS, 7), False).size == 7
+    assert PairLevel(fixed, centre, 3, 20, False).size == 18
 
 
-# --- Knots ---
+# --- Pairs ---
 
-ALL = np.eye(PAIRS)
-
-
-@given(st.integers(1, 80), st.integers(2, 80), st.sampled_from([None, False, True]), st.integers(16, 10**6))
-def test_a_gene_moves_its_knot_in_full_and_those_beside_it_not_at_all(
-    pairs: int, count: int, scaled: bool | None, window: int
-) -> None:
-    ramp = None if scaled is None else replace(ramp_of(pairs, scaled), window=window)
-    shapes = knot_shapes(pairs, count, ramp)
-    assert shapes.shape[0] == pairs
-    assert 1 <= shapes.shape[1] <= min(count, pairs)
-    knots = shapes.argmax(axis=0)
-    assert (np.diff(knots) > 0).all()
-    assert knots[-1] == pairs - 1
-    assert np.array_equal(shapes[knots], np.eye(len(knots)))
-    # Between two knots one takes over from the other.
-    assert shapes[knots[0] :].sum(axis=1) == pytest.approx(1)
+RISING = Candidate(tuple(1.0 + 0.1 * i for i in range(PAIRS)), 0, 1.1)
 
 
-def test_knots_are_where_lambdas_matter() -> None:
-    """Of 32 pairs, 0 to 3 make at least 16 turns within 256 tokens, and those from 19 on less than 0.2."""
-    ramp = replace(ramp_of(PAIRS), window=256)
+def test_pairs_that_turn_often_or_hardly_are_not_moved_by_themselves() -> None:
+    """Of 32 pairs, 0 to 5 make at least 8 turns within 256 tokens, and those from 19 on less than 0.2."""
     turns = plain(PAIRS).inv_freq() * 256 / (2 * math.pi)
-    assert (turns[3] > 16 > turns[4], turns[18] > 0.2 > turns[19]) == (True, True)
-    shapes = knot_shapes(PAIRS, 10, ramp)
-    assert shapes.argmax(axis=0).tolist() == [5, 7, 9, 11, 13, 15, 17, 19, 31]
-    assert not shapes[:4].any()
-    assert shapes[4].tolist() == [0.5] + [0] * 8
+    assert (turns[5] > 8 > turns[6], turns[18] > 0.2 > turns[19]) == (True, True)
+    assert replace(ramp_of(PAIRS), window=256).moved_pairs() == (6, 19)
 
 
-def test_without_a_ramp_knots_are_even() -> None:
-    assert knot_shapes(PAIRS, 8, None).argmax(axis=0).tolist() == [0, 4, 9, 13, 18, 22, 27, 31]
+def test_some_pair_is_always_moved() -> None:
+    assert replace(ramp_of(PAIRS), window=10**6).moved_pairs() == (PAIRS - 1, PAIRS - 1)
+    assert replace(ramp_of(1), window=10**6).moved_pairs() == (0, 0)
+    assert replace(ramp_of(PAIRS), window=1).moved_pairs() == (0, 0)
 
 
-def test_some_pair_can_always_be_moved() -> None:
-    """Within a million tokens all 32 pairs make 16 turns and more."""
-    shapes = knot_shapes(PAIRS, 10, replace(ramp_of(PAIRS), window=10**6))
-    assert shapes.argmax(axis=0).tolist() == [PAIRS - 1]
-
-
-def test_a_gene_moves_log_lambda_by_its_shape() -> None:
-    """By 0.05 where the shape is 1."""
-    centre = Candidate(tuple(np.round(1.3 ** np.arange(1, PAIRS + 1), 2)), 0, 1.1)
+def test_a_gene_is_the_log_lambda_of_its_pair() -> None:
+    """In units of 0.05; pairs before have none, and those after go along with the last."""
     space = SearchSpace(PAIRS, 1.0, 1e6, lambda_step=1e-5)  # so fine that no step of the grid shows
-    shapes = np.random.default_rng(0).uniform(0, 1, (PAIRS, 3))
-    level = KnotLevel(space, centre, shapes, False)
-    for gene, sign in product(range(3), (1.0, -1.0)):
-        genes = np.zeros(3)
-        genes[gene] = sign
+    centre = Candidate(tuple(np.round(1.3 ** np.arange(1, PAIRS + 1), 2)), 0, 1.1)
+    level = PairLevel(space, centre, 5, 20, False)
+    assert level.size == 16
+    for gene, sign in product(range(level.size), (1.0, -1.0)):
+        genes = level.start.copy()
+        genes[gene] += sign
         moved = np.log(level.decode(genes).lambdas) - np.log(centre.lambdas)
-        assert moved == pytest.approx(sign * 0.05 * shapes[:, gene], abs=1e-5)
+        expected = np.zeros(PAIRS)
+        expected[5 + gene] = sign * 0.05
+        if gene == 15:
+            expected[20:] = sign * 0.05
+        assert moved == pytest.approx(expected, abs=1e-5)
 
 
 def test_lambdas_never_fall_from_a_pair_to_the_next() -> None:
-    centre = Candidate(tuple(1.0 + 0.1 * i for i in range(PAIRS)), 0, 1.1)
-    level = KnotLevel(WIDE, centre, ALL, False)
+    level = PairLevel(WIDE, RISING, 0, PAIRS - 1, False)
     genes = level.start.copy()
     genes[10] = -100.0
     lambdas = level.decode(genes).lambdas
-    assert lambdas[10] == lambdas[9] == centre.lambdas[9]
-    assert lambdas[11:] == pytest.approx(centre.lambdas[11:], abs=0.006)
-    genes[10] = 10.0  # log lambda 0.5 higher: the next ones are lifted to it
+    assert lambdas[10] == lambdas[9] == pytest.approx(RISING.lambdas[9])
+    assert lambdas[11:] == pytest.approx(RISING.lambdas[11:])
+    genes[10] = math.log(3.3) / level.UNIT  # the next ones are lifted to it
     lambdas = level.decode(genes).lambdas
-    assert lambdas[10] == pytest.approx(2 * math.exp(0.5), abs=0.006)
-    assert lambdas[11:] == pytest.approx(np.maximum(centre.lambdas[11:], 2 * math.exp(0.5)), abs=0.006)
+    assert lambdas[10:] == pytest.approx(np.maximum(RISING.lambdas[10:], 3.3))
+
+
+def test_a_block_that_is_moved_takes_along_who_is_in_its_way() -> None:
+    level = PairLevel(WIDE, RISING, 4, PAIRS - 1, False)
+    unit = math.log(1.5) / level.UNIT
+    for step, expected in (
+        (unit, [*RISING.lambdas[:10], *(1.5 * each for each in RISING.lambdas[10:13])]),
+        (-unit, [*(min(each, 2.0 / 1.5) for each in RISING.lambdas[:10]), 2.0 / 1.5, 2.1 / 1.5, 2.2 / 1.5]),
+    ):
+        lambdas = level.decode(level.moved(level.start, 6, 9, step)).lambdas
+        expected = [*RISING.lambdas[:4], *expected[4:]]  # who has no gene stays
+        expected += [max(each, expected[-1]) for each in RISING.lambdas[13:]]
+        assert lambdas == pytest.approx(np.maximum.accumulate(expected), abs=0.006)
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_moved_genes_are_within_the_bounds_and_rise(data: st.DataObject) -> None:
+    """So that a later move changes something, and by as much as it says where there is room."""
+    space = data.draw(spaces())
+    first, last = sorted(data.draw(st.integers(0, space.pairs - 1)) for _ in range(2))
+    level = PairLevel(space, data.draw(centres(space)), first, last, False)
+    pairs = level.size - level.extras
+    genes = level.start
+    for _ in range(3):
+        begin = data.draw(st.integers(0, pairs - 1))
+        end = data.draw(st.integers(begin + 1, pairs))
+        before = genes.copy()
+        genes = level.moved(genes, begin, end, data.draw(st.floats(-200, 200)))
+        lambdas = genes[:pairs]
+        assert (np.diff(lambdas) >= 0).all()
+        bounds = math.log(space.lambda_min), math.log(space.lambda_max)
+        assert bounds[0] - 1e-9 <= level.UNIT * lambdas.min() <= level.UNIT * lambdas.max() <= bounds[1] + 1e-9
+        assert (genes[pairs:] == before[pairs:]).all()
+        assert space.contains(level.decode(genes))
+
+
+def test_a_ramp_moves_its_genes_alone() -> None:
+    level = RampLevel(WIDE, ramp_of(PAIRS))
+    assert level.extras == 1
+    assert level.moved(level.start, 1, 3, -0.5).tolist() == [0, -0.5, -0.5, 0, 0]
+    assert level.start.tolist() == [0] * 5
 
 
 @pytest.mark.parametrize("chooses", [True, False])
 def test_the_last_gene_is_the_place_of_n_hat(chooses: bool) -> None:
     space = SearchSpace(PAIRS, 1.0, 100.0, n_hat_choices=(0, 4, 16))
-    level = KnotLevel(space, Candidate((2.0,) * PAIRS, 6, 1.0), ALL, chooses)
+    level = PairLevel(space, Candidate((2.0,) * PAIRS, 6, 1.0), 0, PAIRS - 1, chooses)
     assert (level.choices, level.size) == ((3, PAIRS + 1) if chooses else (0, PAIRS))
     assert level.decode(level.start).n_hat == 4  # the nearest choice
     genes = level.start.copy()

@@ -254,7 +254,7 @@ def test_factors_of_another_model_are_refused(
 
 @pytest.mark.parametrize("rule", ["present", "search"])
 def test_a_readjustment_from_coarse_to_fine(rule: str, given: Callable[..., ReadjustSettings], tmp_path: Path) -> None:
-    """It begins with knots about the best seed: nothing of short windows is known to grow with their length."""
+    """It moves all pairs from the best seed on: nothing of short windows is known to grow with their length."""
     chosen = coarse_to_fine("cma", attention_factor=rule, max_evaluations=11)
     settings = given(tmp_path / "run", chosen, windows=(48,))
     report, _ = run(settings)

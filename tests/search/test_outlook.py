@@ -1,0 +1,94 @@
+"""Outlooks: who is level in the end is seldom dropped, who is far behind mostly, whatever samples have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy.stats import t
+
+from longrope.search.evaluation import BlockScore
+from longrope.search.outlook import CHANCE, Outlook
+
+BLOCKS = (6, 10, 4, 8)
+"""Of each sample, of ten tokens each."""
+Lags = Sequence[Sequence[float]]
+
+
+def scores(lags: Lags) -> list[BlockScore]:
+    """Of a candidate that is behind by so many nats a token in each block of the samples, or of the first of them."""
+    return [BlockScore(tuple(10 * (2 + lag) for lag in blocks), 10 * len(blocks), 0.0) for blocks in lags]
+
+
+RIVAL = scores([[0.0] * count for count in BLOCKS])
+
+
+def drawn(random: np.random.Generator, count: int, end: float = 0.0, own: float = 1.0) -> list[list[list[float]]]:
+    """Lags of candidates that end so far behind on the average of all blocks.
+
+    They are more or less unlike the rival, and blocks of a sample are alike: they share half of the variance.
+    """
+    found = []
+    for _ in range(count):
+        size = own * 0.03 * math.exp(random.normal() / 2)
+        lags = [size * (random.normal() + random.normal(size=blocks)) for blocks in BLOCKS]
+        shift = end - np.concatenate(lags).mean()
+        found.append([(each + shift).tolist() for each in lags])
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_of_those_level_in_the_end_one_in_twenty_is_dropped_at_a_look_or_fewer(count: int) -> None:
+    """Though the scatter of blocks, taken for independent, would drop many more."""
+    random, wrong, naive = np.random.default_rng(0), [], []
+    for _ in range(150):
+        outlook = Outlook([scores(lags) for lags in drawn(random, 48)], RIVAL)
+        for lags in drawn(random, 10):
+            wrong.append(outlook.is_lost(scores(lags[:count])))
+            blocks = np.concatenate(lags[:count])
+            naive.append(blocks.mean() > 1.65 * blocks.std(ddof=1) / math.sqrt(len(blocks)))
+    assert np.mean(wrong) < 1.5 * CHANCE
+    assert np.mean(naive) > 2 * CHANCE
+
+
+def test_of_those_far_behind_most_are_dropped_and_of_those_far_ahead_none() -> None:
+    random = np.random.default_rng(1)
+    outlook = Outlook([scores(lags) for lags in drawn(random, 48)], RIVAL)
+    assert np.mean([outlook.is_lost(scores(lags[:2])) for lags in drawn(random, 200, 0.3)]) > 0.95
+    assert not any(outlook.is_lost(scores(lags[:1])) for lags in drawn(random, 200, -0.3))
+
+
+def test_a_past_of_candidates_that_changed_nothing_makes_nobody_look_lost() -> None:
+    """Nearly the rival itself, which they leave by a hundredth of what the others do."""
+    random = np.random.default_rng(2)
+    some, same = drawn(random, 16), drawn(random, 32, own=0.01)
+    outlook = Outlook([scores(lags) for lags in some + same], RIVAL)
+    wrong = [outlook.is_lost(scores(lags[:1])) for lags in drawn(random, 500)]
+    assert np.mean(wrong) < 2.5 * CHANCE
+
+
+def test_where_a_candidate_ends_is_expected_by_what_it_lost_and_doubted_by_how_unlike_it_was() -> None:
+    """Written out for two of the past."""
+    rival = scores([[0.0] * 2, [0.0] * 6])
+    past = [scores(lags) for lags in ([[0.1, 0.3], [0.15] * 6], [[0.3, -0.3], [0.05] * 6])]
+    outlook = Outlook(past, rival)
+    assert outlook.expected(scores([[0.5, -0.3]])) == pytest.approx(2 + 0.1)
+    added = (0.4 + 0.9) / 8 - 0.2, 0.3 / 8 - 0.0
+    proportion = math.sqrt(((added[0] / 0.2) ** 2 + (added[1] / 0.3) ** 2) / 2)
+    limit = t.ppf(1 - CHANCE, 2) * proportion
+    for size, most in ((0.25, 0.25), (0.1, 0.1), (0.6, 0.3)):  # unlike by no more than the past was
+        for lag, lost in ((limit * most + 1e-6, True), (limit * most - 1e-6, False)):
+            assert lag < size
+            assert outlook.is_lost(scores([[lag + size, lag - size]])) == lost
+
+
+def test_one_block_tells_of_a_candidate_too() -> None:
+    """Where samples agreed in the past; a candidate as good as the rival in every block is not lost."""
+    rival = [BlockScore((20.0,), 10, 0.0)] * 3
+    past = [[BlockScore((20.0 + lag + each,), 10, 0.0) for each in (0.0, 0.2, -0.2)] for lag in (1.0, 2.0, -1.5)]
+    outlook = Outlook(past, rival)
+    assert outlook.is_lost([BlockScore((21.0,), 10, 0.0)])
+    assert not outlook.is_lost([BlockScore((20.0,), 10, 0.0)])
+    assert not outlook.is_lost([BlockScore((19.0,), 10, 0.0)])
