@@ -50,8 +50,9 @@ class GeneticOptimiser(Optimiser):
 
     def ask(self, known: Collection[Candidate]) -> list[Genes]:
         children: dict[Candidate, Genes] = {}
+        first = [] if self._parents else [self.level.start]
         for _ in range(TRIES * self.round_size):
-            child = self._child()
+            child = first.pop() if first else self._child()
             candidate = self.level.decode(child)
             if candidate not in known:
                 children.setdefault(candidate, child)

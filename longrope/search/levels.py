@@ -173,15 +173,20 @@ class PairLevel(Level):
         not come down at all. Nothing leaves the bounds of the space.
         """
         changed: Genes = genes.copy()
-        lambdas = np.maximum.accumulate(changed[: self._pairs])
+        lambdas = self._risen(changed[: self._pairs])
         lambdas[begin:end] += step
         lambdas[:begin] = np.minimum(lambdas[:begin], lambdas[begin])
         lambdas[end:] = np.maximum(lambdas[end:], lambdas[end - 1])
         changed[: self._pairs] = np.clip(lambdas, self._lowest, self._highest)
         return changed
 
+    def _risen(self, lambdas: Genes) -> Genes:
+        """Genes of lambdas within the bounds, none of them below the one before."""
+        risen: Genes = np.maximum.accumulate(np.clip(lambdas, self._lowest, self._highest))
+        return risen
+
     def decode(self, genes: Genes) -> Candidate:
-        logs = self.UNIT * np.clip(genes[: self._pairs], self._lowest, self._highest)
+        logs = self.UNIT * self._risen(genes[: self._pairs])
         n_hat = round(float(np.clip(genes[-1], 0, self._choices - 1))) if self._choices else self._n_hat
         attention = genes[self._pairs : self._pairs + self.space.searches_attention]
         return _candidate(self.space, np.concatenate([self._fixed, logs, logs[-1] + self._beyond]), n_hat, attention)

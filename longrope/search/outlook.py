@@ -37,7 +37,7 @@ class Outlook:
         self._past = past
         self._rival = rival
         self._tokens = [score.tokens for score in rival]
-        self._learnt: dict[int, tuple[float, float]] = {}
+        self._learnt: dict[int, tuple[float, float, int]] = {}
 
     def expected(self, scores: Sequence[BlockScore]) -> float:
         """NLL in nats a token, over all samples, of a candidate with these on the first ones."""
@@ -52,8 +52,8 @@ class Outlook:
         count = len(scores)
         if count not in self._learnt:
             self._learnt[count] = self._learn(count)
-        deviation, most = self._learnt[count]
-        return bool(lag > t.ppf(1 - CHANCE, len(self._past)) * deviation * min(unlikeness, most))
+        deviation, most, known = self._learnt[count]
+        return known > 0 and bool(lag > t.ppf(1 - CHANCE, known) * deviation * min(unlikeness, most))
 
     def _lag(self, scores: Sequence[BlockScore]) -> tuple[float, float]:
         """Behind the rival, and unlike it."""
@@ -61,12 +61,15 @@ class Outlook:
         tokens = sum(self._tokens[: len(scores)])
         return float(lost.sum()) / tokens, float(np.abs(lost).sum()) / tokens
 
-    def _learn(self, count: int) -> tuple[float, float]:
-        """Of what samples after the first ``count`` added to lags: the deviation a unit of unlikeness; the largest."""
-        added, most = [0.0], 0.0
+    def _learn(self, count: int) -> tuple[float, float, int]:
+        """Of what samples after the first ``count`` added to lags: the deviation a unit of unlikeness.
+
+        And the largest unlikeness, and how many candidates say so: one that is the rival's like in everything does not.
+        """
+        squares, most = [], 0.0
         for scores in self._past:
             lag, unlikeness = self._lag(scores[:count])
             if unlikeness > 0:
-                added.append((self._lag(scores)[0] - lag) / unlikeness)
+                squares.append(((self._lag(scores)[0] - lag) / unlikeness) ** 2)
                 most = max(most, unlikeness)
-        return math.sqrt(math.fsum(each**2 for each in added) / max(len(added) - 1, 1)), most
+        return math.sqrt(math.fsum(squares) / max(len(squares), 1)), most, len(squares)
