@@ -17,7 +17,7 @@ from longrope.search.space import ATTENTION_STEP, SearchSpace
 RAMP, PAIRS = range(2)
 """The levels, in their order."""
 TRIES = 30
-"""Rounds in a row that may bring nothing new before a level ends: every candidate near its best is known."""
+"""Rounds in a row that may bring nothing new before a level ends: of CMA-ES, which may ask for what is known again."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ SMALLEST = 1 / 32
 TO_THE_END = 0.3
 """Share of blocks that reach to the last gene: what a change of one increment of log lambda does."""
 CROSSED = 0.25
-"""Share of children that have two parents."""
+"""How often a child is made of two parents, who may be the same; what comes of it may be known, and is not taken."""
 ASIDE = 0.25
 """Share of the others, where n_hat or the attention factor has a gene, in which it changes instead of lambdas."""
 TRIES = 100
@@ -38,7 +38,7 @@ class GeneticOptimiser(Optimiser):
     """Plus selection: the parents are the best few of all so far that were scored in full, and no child is known.
 
     A child is its parent with one block of lambdas moved, or with another attention factor or n_hat; or it has a block
-    of a second parent's genes, or is a blend of both (BLX, Eshelman and Schaffer 1993).
+    of a second parent's genes, or lies on the line through both.
     """
 
     survivors = 4

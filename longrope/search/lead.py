@@ -17,17 +17,16 @@ from longrope.search.scorer import Scorer
 Blocks = npt.NDArray[np.float64]
 
 
-def standard_error(differences: Sequence[Blocks]) -> tuple[float, float]:
-    """Of the mean of paired differences whose neighbours are correlated within a sample; and its degrees of freedom.
+def standard_error(differences: Sequence[Blocks]) -> float:
+    """Of the mean of paired differences whose neighbours are correlated within a sample.
 
     The long-run variance by Newey and West (1987), with the triangular weights that keep it above 0 and a lag that
     grows with the square root of the sample's blocks; nothing is taken to be correlated over the end of a sample. What
-    the mean, which is taken from the same blocks, takes away from it is made good as for uncorrelated blocks. Degrees
-    of freedom are those of a spectral estimate with these weights (Priestley 1981, 6.2.3), less one for the mean.
+    the mean, which is taken from the same blocks, takes away from it is made good as for uncorrelated blocks.
     """
     count = sum(len(each) for each in differences)
     mean = math.fsum(math.fsum(each) for each in differences) / count
-    total, weights, squares = 0.0, float(count), float(count)
+    total, weights = 0.0, float(count)
     for each in differences:
         centred = each - mean
         total += float(centred @ centred)
@@ -36,8 +35,7 @@ def standard_error(differences: Sequence[Blocks]) -> tuple[float, float]:
             weight = 1 - lag / (lags + 1)
             total += 2 * weight * float(centred[lag:] @ centred[:-lag])
             weights += 2 * weight * (len(each) - lag)
-            squares += 2 * weight**2 * (len(each) - lag)
-    return math.sqrt(max(total, 0.0) / (count - weights / count) / count), max(count**2 / squares - 1, 1.0)
+    return math.sqrt(max(total, 0.0) / (count - weights / count) / count)
 
 
 def block_scores(scorer: Scorer, candidate: Candidate, samples: Sequence[Sample]) -> list[BlockScore]:
@@ -52,13 +50,11 @@ def block_scores(scorer: Scorer, candidate: Candidate, samples: Sequence[Sample]
 class Lead:
     """How much lower a candidate's NLL is than another's, in nats a block, and the standard error.
 
-    Attributes:
-        freedom: degrees of freedom of the standard error; 0 of one block, whose error nobody knows.
+    That of one block is infinite, since nobody knows it.
     """
 
     mean: float
     standard_error: float
-    freedom: float
     blocks: int
 
 
@@ -67,4 +63,4 @@ def lead(of: Sequence[BlockScore], over: Sequence[BlockScore]) -> Lead:
     differences = [np.subtract(b.nll, a.nll) for a, b in zip(of, over, strict=False)]
     blocks = sum(map(len, differences))
     mean = math.fsum(math.fsum(each) for each in differences) / blocks
-    return Lead(mean, *(standard_error(differences) if blocks > 1 else (math.inf, 0.0)), blocks)
+    return Lead(mean, standard_error(differences) if blocks > 1 else math.inf, blocks)

@@ -14,8 +14,8 @@ import numpy as np
 from longrope.search.evaluation import BlockScore
 
 CHANCE = 0.05
-"""Of dropping, at one look, a candidate that would be as good as the rival in the end. There is a look after every
-sample but the last, so that more are dropped in all."""
+"""Of dropping, at one look, a candidate that would be as good as the rival in the end, if it is as unlike the rival as
+those of the past. There is a look after every sample but the last, so that more are dropped in all."""
 
 
 class Outlook:
@@ -26,7 +26,8 @@ class Outlook:
     taken to be normal about 0, with a deviation in proportion to the unlikeness: candidates that differ from the rival
     in nothing that matters end where they were, and say nothing of those that differ. The proportion is that of the
     past. It is biased a little by those who were dropped, of whose end nobody knows. Nobody counts as more unlike than
-    all of the past were, so that who is far behind everywhere can be seen to be lost.
+    all of the past were, so that who is far behind everywhere can be seen to be lost. With one block a sample lag and
+    unlikeness are the same but for the sign, and hardly anybody is.
 
     Args:
         past: candidates scored on all samples, one at least; without the rival, whose lag is 0 whatever happens.
@@ -45,7 +46,7 @@ class Outlook:
         return sum(score.total for score in self._rival) / sum(self._tokens) + lag
 
     def is_lost(self, scores: Sequence[BlockScore]) -> bool:
-        """Whether a candidate with these on the first samples has no more than a small chance to beat the rival."""
+        """Whether candidates that come out level with the rival are seldom as far behind as one with these scores."""
         from scipy.stats import t
 
         lag, unlikeness = self._lag(scores)

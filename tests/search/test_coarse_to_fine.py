@@ -292,6 +292,20 @@ def test_dropped_candidates_are_never_best_ranked_or_rival() -> None:
     assert [each.candidate for each in algorithm.history if each.dropped] == [round_[0], round_[2]]
 
 
+def test_a_level_counts_the_candidate_that_it_began_with_among_the_survivors() -> None:
+    """And no other of the level before, though they may be better than all that follow."""
+    algorithm = made("genetic")
+    while len(algorithm.history) < SMALL.coarse:
+        algorithm.tell({candidate: distance(candidate) for candidate in algorithm.ask()})
+    assert algorithm.best is not None
+    start, _ = algorithm.best
+    worse = {candidate: 50.0 + place for place, candidate in enumerate(algorithm.ask())}
+    assert algorithm.rival is None, "the start alone is known of the level"
+    algorithm.tell(worse)
+    assert algorithm.rival == list(worse)[2], "the start and two of its children are ahead of it"
+    assert algorithm.best[0] == start
+
+
 def test_only_who_was_asked_for_can_be_dropped() -> None:
     algorithm = made("cma")
     scores = dict.fromkeys(algorithm.ask(), 1.0)

@@ -260,6 +260,31 @@ def test_moved_genes_are_within_the_bounds_and_rise(data: st.DataObject) -> None
         assert space.contains(level.decode(genes))
 
 
+@settings(max_examples=100)
+@given(levels(), st.data())
+def test_a_block_that_is_not_moved_changes_nothing(level: Level, data: st.DataObject) -> None:
+    """Whatever the genes, those of a child of two parents among them: they mean the same, level or not."""
+    pairs = level.size - level.extras
+    genes = level.start + np.array(data.draw(st.lists(st.floats(-30, 30), min_size=level.size, max_size=level.size)))
+    begin = data.draw(st.integers(0, pairs - 1))
+    end = data.draw(st.integers(begin + 1, pairs))
+    assert level.decode(level.moved(genes, begin, end, 0.0)) == level.decode(genes)
+
+
+def test_genes_do_not_go_below_a_pair_that_has_none() -> None:
+    level = PairLevel(WIDE, RISING, 10, 20, False)
+    genes = level.moved(level.start, 0, 11, -200.0)
+    assert genes[:11].tolist() == pytest.approx([math.log(RISING.lambdas[9]) / level.UNIT] * 11)
+
+
+def test_pairs_after_the_last_keep_their_distance_from_it() -> None:
+    level = PairLevel(WIDE, RISING, 0, 20, False)
+    genes = level.start.copy()
+    genes[10] = math.log(4.5) / level.UNIT  # lifts those up to the last as well
+    lambdas = level.decode(genes).lambdas
+    assert lambdas[20:] == pytest.approx([4.5 * each / RISING.lambdas[20] for each in RISING.lambdas[20:]], abs=0.006)
+
+
 def test_a_ramp_moves_its_genes_alone() -> None:
     level = RampLevel(WIDE, ramp_of(PAIRS))
     assert level.extras == 1

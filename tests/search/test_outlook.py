@@ -60,6 +60,20 @@ def test_of_those_far_behind_most_are_dropped_and_of_those_far_ahead_none() -> N
     assert not any(outlook.is_lost(scores(lags[:1])) for lags in drawn(random, 200, -0.3))
 
 
+def test_the_chance_at_a_look_is_one_in_twenty() -> None:
+    assert CHANCE == 0.05
+
+
+def test_candidates_that_are_the_rival_in_all_but_name_teach_nothing() -> None:
+    """Nor does anybody seem lost where there are no others."""
+    random = np.random.default_rng(3)
+    some = [scores(lags) for lags in drawn(random, 4)]
+    alone, among = Outlook(some, RIVAL), Outlook(some + [RIVAL] * 40, RIVAL)
+    for lags in drawn(random, 100):
+        assert alone.is_lost(scores(lags[:1])) == among.is_lost(scores(lags[:1]))
+    assert not Outlook([RIVAL] * 40, RIVAL).is_lost(scores([[5.0] * BLOCKS[0]]))
+
+
 def test_a_past_of_candidates_that_changed_nothing_makes_nobody_look_lost() -> None:
     """Nearly the rival itself, which they leave by a hundredth of what the others do."""
     random = np.random.default_rng(2)
