@@ -15,6 +15,7 @@ from typing import Any
 from longrope.lengths import format_length
 from longrope.rope.factors import RopeFactors
 from longrope.rope.policy import FactorSchedule, Window
+from longrope.search.settings import ALGORITHMS, PAPER
 
 _SIZES = (
     "algorithm",
@@ -148,6 +149,8 @@ def _command(made: Mapping[str, Any]) -> str | None:
     length = settings.get("target_length" if kind == "search" else "window")
     if kind is None or type(length) is not int or not model or not data:
         return None
+    if settings.get("algorithm", PAPER) not in ALGORITHMS:
+        return None  # of another version
     words = ["longrope", kind, model_name(model.get("name"))]
     if model.get("revision"):
         words += ["--model-revision", str(model["revision"])]

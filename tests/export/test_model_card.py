@@ -77,6 +77,14 @@ def command_of(source, folder, provenance):
     return shlex.split(text.partition("To search again:")[2].strip().partition("\n")[0])
 
 
+def test_there_is_no_command_for_an_algorithm_of_another_version(source, tmp_path):
+    provenance = made_by("search", algorithm="annealing")
+    schedule = FactorSchedule((Window(256, factors(attention_factor=1.15, provenance=provenance)),))
+    text = card_of(export_folder(source, schedule, tmp_path / "out").folder).text
+    assert "longrope search" in text
+    assert "To search again" not in text
+
+
 def value_of(words, option):
     return words[words.index(option) + 1] if option in words else None
 
