@@ -25,6 +25,8 @@ CROSSED = 0.25
 """How often a child is made of two parents, who may be the same; what comes of it may be known, and is not taken."""
 ASIDE = 0.25
 """Share of the others, where n_hat or the attention factor has a gene, in which it changes instead of lambdas."""
+FARTHEST_ASIDE = 2.0
+"""Step of the attention factor's gene, in its units."""
 TRIES = 100
 """To make one child that is not known yet."""
 
@@ -95,7 +97,7 @@ class GeneticOptimiser(Optimiser):
         if level.choices and place == level.size - 1:
             changed[place] += self._random.choice([-1, 1]) * math.ceil(abs(self._step(level.choices)))
         else:
-            changed[place] += self._step(2.0)
+            changed[place] += self._step(FARTHEST_ASIDE)
         return self._counted(changed)
 
     def _counted(self, genes: Genes) -> Genes:
