@@ -13,9 +13,10 @@ import numpy as np
 
 from longrope.search.evaluation import BlockScore
 
-CHANCE = 0.05
+CHANCE = 0.01
 """Of dropping, at one look, a candidate that would be as good as the rival in the end, if it is as unlike the rival as
-those of the past. There is a look after every sample but the last, so that more are dropped in all."""
+those of the past. There is a look after every sample but the last, so that more are dropped in all. A search lives on
+the few that beat the rival: of those that 0.05 drops some are the best so far."""
 
 
 class Outlook:
@@ -29,48 +30,64 @@ class Outlook:
     all of the past were, so that who is far behind everywhere can be seen to be lost. With one block a sample lag and
     unlikeness are the same but for the sign, and hardly anybody is.
 
+    Attributes:
+        order: of the samples, by their places: each time the one after which the rest added least in the past, so that
+            whoever is lost is seen to be soon. Samples are taken to be of one length.
+
     Args:
         past: candidates scored on all samples, one at least; without the rival, whose lag is 0 whatever happens.
         rival: its scores on all samples.
     """
 
     def __init__(self, past: Sequence[Sequence[BlockScore]], rival: Sequence[BlockScore]) -> None:
-        self._past = past
         self._rival = rival
-        self._tokens = [score.tokens for score in rival]
-        self._learnt: dict[int, tuple[float, float, int]] = {}
+        self._tokens = np.array([score.tokens for score in rival], dtype=np.float64)
+        differences = [[np.subtract(a.nll, b.nll) for a, b in zip(each, rival, strict=True)] for each in past]
+        self._lost = np.array([[blocks.sum() for blocks in each] for each in differences])
+        self._size = np.array([[np.abs(blocks).sum() for blocks in each] for each in differences])
+        self.order = self._most_telling_first()
+        self._learnt = [self._learn(self.order[:count]) for count in range(1, len(rival))]
 
     def expected(self, scores: Sequence[BlockScore]) -> float:
-        """NLL in nats a token, over all samples, of a candidate with these on the first ones."""
+        """NLL in nats a token, over all samples, of a candidate with these on the first ones in ``order``."""
         lag, _ = self._lag(scores)
-        return sum(score.total for score in self._rival) / sum(self._tokens) + lag
+        return sum(score.total for score in self._rival) / float(self._tokens.sum()) + lag
 
     def is_lost(self, scores: Sequence[BlockScore]) -> bool:
         """Whether candidates that come out level with the rival are seldom as far behind as one with these scores."""
         from scipy.stats import t
 
         lag, unlikeness = self._lag(scores)
-        count = len(scores)
-        if count not in self._learnt:
-            self._learnt[count] = self._learn(count)
-        deviation, most, known = self._learnt[count]
+        deviation, most, known = self._learnt[len(scores) - 1]
         return known > 0 and bool(lag > t.ppf(1 - CHANCE, known) * deviation * min(unlikeness, most))
 
     def _lag(self, scores: Sequence[BlockScore]) -> tuple[float, float]:
         """Behind the rival, and unlike it."""
-        lost = np.concatenate([np.subtract(a.nll, b.nll) for a, b in zip(scores, self._rival, strict=False)])
-        tokens = sum(self._tokens[: len(scores)])
+        first = self.order[: len(scores)]
+        lost = np.concatenate(
+            [np.subtract(a.nll, self._rival[place].nll) for a, place in zip(scores, first, strict=True)]
+        )
+        tokens = float(self._tokens[first].sum())
         return float(lost.sum()) / tokens, float(np.abs(lost).sum()) / tokens
 
-    def _learn(self, count: int) -> tuple[float, float, int]:
-        """Of what samples after the first ``count`` added to lags: the deviation a unit of unlikeness.
+    def _learn(self, first: list[int]) -> tuple[float, float, int]:
+        """Of what the samples after the ``first`` added to lags: the deviation a unit of unlikeness.
 
-        And the largest unlikeness, and how many candidates say so: one that is the rival's like in everything does not.
+        And the largest unlikeness, and how many candidates say so: one that was the rival's like so far does not.
         """
-        squares, most = [], 0.0
-        for scores in self._past:
-            lag, unlikeness = self._lag(scores[:count])
-            if unlikeness > 0:
-                squares.append(((self._lag(scores)[0] - lag) / unlikeness) ** 2)
-                most = max(most, unlikeness)
-        return math.sqrt(math.fsum(squares) / max(len(squares), 1)), most, len(squares)
+        tokens = self._tokens[first].sum()
+        unlikeness = self._size[:, first].sum(axis=1) / tokens
+        added = self._lost.sum(axis=1) / self._tokens.sum() - self._lost[:, first].sum(axis=1) / tokens
+        known = unlikeness > 0
+        if not known.any():
+            return math.inf, 0.0, 0
+        squares = (added[known] / unlikeness[known]) ** 2
+        return math.sqrt(math.fsum(squares) / len(squares)), float(unlikeness.max()), len(squares)
+
+    def _most_telling_first(self) -> list[int]:
+        order: list[int] = []
+        left = list(range(len(self._tokens)))
+        while left:
+            order.append(min(left, key=lambda place: self._learn([*order, place])[0]))
+            left.remove(order[-1])
+        return order

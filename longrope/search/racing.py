@@ -1,7 +1,8 @@
 """Racing: candidates are scored sample by sample, and who has hardly a chance to matter is scored no further.
 
 A candidate matters if it comes out ahead of a rival, the last of those that do. Decisions are taken after every sample,
-when all that are still in the race have been scored on it, so they do not depend on who was faster.
+when all that are still in the race have been scored on it, so they do not depend on who was faster. The samples come in
+the order that told most of candidates before.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from longrope.search.outlook import Outlook
 from longrope.search.scorer import SECONDS_DIGITS, Scorer, pooled
 from longrope.workers.pool import Failure
 
-RULE = 2
+RULE = 3
 """By which candidates are dropped. A run is gone on with by the rule it was begun with, or not at all."""
 LEAST, MOST = 32, 48
 """Candidates scored in full that an outlook is learnt from: nobody is dropped before there are so many, and of more
@@ -32,7 +33,7 @@ class Race:
     """The races of one search.
 
     Attributes:
-        samples: in the order in which they are scored.
+        samples: that candidates are scored on.
         scored: tokens scored for candidates so far.
         saved: tokens that would have been scored as well without dropping anyone.
         seconds: time in the model for those that were scored, in this process or before it was resumed.
@@ -54,10 +55,11 @@ class Race:
         results: dict[Candidate, list[BlockScore | Failure]] = {candidate: [] for candidate in candidates}
         outlook = self._outlook(scorer, rival)
         dropped: dict[Candidate, float] = {}
+        ordered = [self.samples[place] for place in outlook.order] if outlook else self.samples
         # With nobody to drop all samples are one heat: workers wait for each other once.
-        heat = len(self.samples) if outlook is None else 1
-        for begin in range(0, len(self.samples), heat):
-            samples, rest = self.samples[begin : begin + heat], self.samples[begin + heat :]
+        heat = 1 if outlook else len(ordered)
+        for begin in range(0, len(ordered), heat):
+            samples, rest = ordered[begin : begin + heat], ordered[begin + heat :]
             found = scorer.score(Task(candidate, sample.digest) for candidate in left for sample in samples)
             for candidate in left:
                 results[candidate] += [found[Task(candidate, sample.digest)] for sample in samples]
@@ -69,7 +71,7 @@ class Race:
                     dropped[candidate] = score
                     self._skip(scorer, rest)
             left = [candidate for candidate in left if candidate not in dropped]
-        self._count(results)
+        self._count(results, ordered)
         scores = {each: dropped[each] if each in dropped else pooled(results[each]) for each in candidates}
         self._full += [each for each in left if math.isfinite(scores[each])]
         return Outcome(scores, frozenset(dropped))
@@ -84,9 +86,9 @@ class Race:
         self.saved += sum(len(sample.tokens) for sample in samples)
         scorer.skip(len(samples))
 
-    def _count(self, results: Mapping[Candidate, Sequence[BlockScore | Failure]]) -> None:
+    def _count(self, results: Mapping[Candidate, Sequence[BlockScore | Failure]], ordered: Sequence[Sample]) -> None:
         for found in results.values():
-            self.scored += sum(len(sample.tokens) for sample, _ in zip(self.samples, found, strict=False))
+            self.scored += sum(len(sample.tokens) for sample, _ in zip(ordered, found, strict=False))
             # As the journal has them, so that a resumed search counts the same.
             times = [round(result.seconds, SECONDS_DIGITS) for result in found if isinstance(result, BlockScore)]
             self.seconds += math.fsum(times)

@@ -68,6 +68,14 @@ def raced(
     return outcome, race, asked, progress.advanced
 
 
+def scored(candidate: Candidate) -> list[BlockScore]:
+    return [BlockScore(tuple(rows(candidate, sample.digest)), TOKENS, 0.0) for sample in SAMPLES]
+
+
+ORDER = Outlook([scored(each) for each in PAST], scored(RIVAL)).order
+"""In which those who race come to the samples."""
+
+
 def full_score(candidate: Candidate, blocks: Callable[[Candidate, str], Iterable[float]] = rows) -> float:
     total = math.fsum(value for sample in SAMPLES for value in blocks(candidate, sample.digest))
     return math.exp(total / (len(SAMPLES) * TOKENS))
@@ -76,8 +84,10 @@ def full_score(candidate: Candidate, blocks: Callable[[Candidate, str], Iterable
 def test_who_has_no_chance_is_scored_no_further(tmp_path: Path) -> None:
     outcome, race, asked, advanced = raced(tmp_path / "journal", [WORSE, BETTER, SAME, LITTLE])
     assert outcome.dropped == {WORSE}
-    assert asked == {WORSE: [0], BETTER: [0, 1, 2, 3], SAME: [0, 1, 2, 3], LITTLE: [0, 1, 2, 3]}
-    assert (race.saved, race.scored) == (200 + 300 + 400, (4 + len(PAST)) * 1000 + 100)
+    assert sorted(ORDER) == [0, 1, 2, 3] != ORDER
+    assert asked == {WORSE: ORDER[:1], BETTER: ORDER, SAME: ORDER, LITTLE: ORDER}
+    first = len(SAMPLES[ORDER[0]].tokens)
+    assert (race.saved, race.scored) == (1000 - first, (4 + len(PAST)) * 1000 + first)
     assert advanced == (5 + len(PAST)) * 4, "what is not needed any more is done"
     for each in (BETTER, SAME, LITTLE):
         assert outcome.scores[each] == pytest.approx(full_score(each), rel=1e-12)
@@ -157,13 +167,14 @@ def test_nobody_is_dropped_without_a_rival_and_all_is_scored_in_one_go(
 
 def test_who_fails_is_scored_no_further(tmp_path: Path) -> None:
     def fails(task: Task) -> str | None:
-        bad = {BETTER: 1, SAME: 3}.get(task.candidate)
+        bad = {BETTER: ORDER[1], SAME: ORDER[3]}.get(task.candidate)
         return "not finite" if NUMBER[task.sample] == bad else None
 
     outcome, race, asked, _ = raced(tmp_path / "journal", [BETTER, SAME], fails=fails)
-    assert asked == {BETTER: [0, 1], SAME: [0, 1, 2, 3]}
+    assert asked == {BETTER: ORDER[:2], SAME: ORDER}
     assert outcome.scores == {BETTER: math.inf, SAME: math.inf}
-    assert race.saved == 300 + 400
+    left = sum(len(SAMPLES[place].tokens) for place in ORDER[2:])
+    assert (race.saved, race.scored) == (left, (3 + len(PAST)) * 1000 - left)
     assert outcome.dropped == {BETTER}, "who failed on the last sample was scored on all"
 
 
