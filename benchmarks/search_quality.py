@@ -5,8 +5,9 @@
     python benchmarks/search_quality.py plot --output benchmarks/results/search_quality --picture quality.png
 
 Every search has a journal in WORK, so one that was stopped goes on where it was; a finished one is a JSON file in the
-output folder and is not run again. Several runs with other searches may share both folders. Search samples are drawn,
-and algorithms seeded, by the seed; the 20 held-out documents are the same for all, and nothing is chosen by them.
+output folder and is not run again, unless its candidates raced by another rule. Several runs with other searches may
+share both folders. Search samples are drawn, and algorithms seeded, by the seed; the 20 held-out documents are the same
+for all, and nothing is chosen by them.
 Weights are bfloat16, which on CPUs with AMX takes 0.4 times as long as float32.
 """
 
@@ -32,7 +33,7 @@ from longrope.runs.progress import Progress
 from longrope.search.algorithms import make_algorithm
 from longrope.search.candidate import Candidate
 from longrope.search.evaluation import BlockScore, Task
-from longrope.search.racing import Race
+from longrope.search.racing import RULE, Race
 from longrope.search.run import open_samples, open_scorer
 from longrope.search.scorer import Scorer
 from longrope.search.search import algorithm_settings, search_problem, space_settings
@@ -59,8 +60,12 @@ def search_once(model: LoadedModel, texts: Texts, args: argparse.Namespace, rati
     """Run one search to its budget, and score what was best at every mark on the held-out documents."""
     found = Path(args.output) / f"{ratio}x-seed-{seed}-{name.replace(', ', '-').replace(' ', '-')}.json"
     limit = args.paper_evaluations if name == "paper" and ratio == 8 else args.evaluations
-    if found.exists() and json.loads(found.read_text())["limit"] >= limit:
-        return
+    chosen = AlgorithmSettings(**{"max_evaluations": limit, "watch": 0, **SEARCHES[name]})
+    racing = RULE if chosen.races else 0
+    if found.exists():
+        known = json.loads(found.read_text())
+        if known["limit"] >= limit and known["racing"] == racing:
+            return
     target, execution = ratio * WINDOW, ExecutionSettings(workers=args.workers, device="cpu", dtype="bfloat16")
     settings = SearchSettings(
         model=str(model_folder()),
@@ -68,7 +73,7 @@ def search_once(model: LoadedModel, texts: Texts, args: argparse.Namespace, rati
         target_length=target,
         data=DataSettings(source=str(texts.search), samples=SAMPLES, held_out=0),
         execution=execution,
-        algorithm=AlgorithmSettings(**{"max_evaluations": limit, "watch": 0, **SEARCHES[name]}),
+        algorithm=chosen,
         seed=seed,
     )
     drawn = open_samples(settings.data, model.tokenizer, target, seed, Progress())
@@ -85,7 +90,6 @@ def search_once(model: LoadedModel, texts: Texts, args: argparse.Namespace, rati
     with open_scorer(
         Path(settings.output), decisive, model, samples, (target,), execution, sizes.round_size, True, Progress()
     ) as scorer:
-        chosen = settings.algorithm
         algorithm = make_algorithm(chosen.algorithm, problem.space, problem.seeds, problem.ramp, sizes, seed)
         race, tokens = Race(samples.search), []
         while candidates := algorithm.ask():
@@ -108,6 +112,7 @@ def search_once(model: LoadedModel, texts: Texts, args: argparse.Namespace, rati
         "seed": seed,
         "search": name,
         "limit": limit,
+        "racing": racing,
         "tokens_without_racing": race.scored + race.saved,
         "scored_tokens": race.scored,
         "yarn": yarn,
@@ -148,7 +153,11 @@ def table(results: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def paired(results: list[dict[str, Any]], ratio: int, first: tuple[str, int], second: tuple[str, int]) -> str | None:
-    """How much lower the first's held-out perplexity is, in percent, with the standard error over documents."""
+    """The first's held-out perplexity over the second's, in percent (100 times the log), with the standard error.
+
+    Other documents would have given another ratio, and so would other seeds, which draw the search's samples and its
+    steps: both are in it, as random effects that are crossed; with one seed alone only documents are.
+    """
     differences = []
     for seed in sorted({each["seed"] for each in results}):
         documents = [
@@ -161,10 +170,17 @@ def paired(results: list[dict[str, Any]], ratio: int, first: tuple[str, int], se
             differences.append([a - b for a, b in zip(*documents, strict=True)])
     if not differences:
         return None
-    # One value a document, the mean of the seeds: seeds share the documents, so they are no more of them.
-    each = pd.DataFrame(differences).mean()
-    mean, error = 100 * each.mean(), 100 * each.std() / math.sqrt(len(each))
-    return f"{ratio}x, {first[0]} at {first[1]} against {second[0]} at {second[1]}: {mean:+.2f}% ± {error:.2f}"
+    each = 100 * pd.DataFrame(differences)
+    mean = each.to_numpy().mean()
+    seeds, documents = each.mean(axis=1), each.mean()
+    variance = documents.var() / len(documents)
+    if len(seeds) > 1:
+        rest = (each.sub(seeds, axis=0) - documents + mean).to_numpy()
+        rest_variance = (rest**2).sum() / ((len(seeds) - 1) * (len(documents) - 1)) / each.size
+        # Neither effect is less than none.
+        variance = max(variance, rest_variance) + max(seeds.var() / len(seeds), rest_variance) - rest_variance
+    told = f"{mean:+.2f}% ± {math.sqrt(variance):.2f} ({len(seeds)} seeds)"
+    return f"{ratio}x, {first[0]} at {first[1]} against {second[0]} at {second[1]}: {told}"
 
 
 def show(results: list[dict[str, Any]]) -> None:

@@ -59,8 +59,8 @@ class Lead:
 
 
 def lead(of: Sequence[BlockScore], over: Sequence[BlockScore]) -> Lead:
-    """From the paired differences on the samples, the first ones of both, that both were scored on."""
-    differences = [np.subtract(b.nll, a.nll) for a, b in zip(of, over, strict=False)]
+    """From the paired differences on samples that both were scored on, in one order."""
+    differences = [np.subtract(b.nll, a.nll) for a, b in zip(of, over, strict=True)]
     blocks = sum(map(len, differences))
     mean = math.fsum(math.fsum(each) for each in differences) / blocks
     return Lead(mean, standard_error(differences) if blocks > 1 else math.inf, blocks)

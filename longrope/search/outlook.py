@@ -26,12 +26,13 @@ class Outlook:
     the mean size of what it lost or gained on each block of 256 tokens. What the samples that follow add to the lag is
     taken to be normal about 0, with a deviation in proportion to the unlikeness: candidates that differ from the rival
     in nothing that matters end where they were, and say nothing of those that differ. The proportion is that of the
-    past. It is biased a little by those who were dropped, of whose end nobody knows. Nobody counts as more unlike than
+    past. It is a little too small, since the end of those who were dropped is not known, and since the order of the
+    samples is that which makes it small. Nobody counts as more unlike than
     all of the past were, so that who is far behind everywhere can be seen to be lost. With one block a sample lag and
     unlikeness are the same but for the sign, and hardly anybody is.
 
     Attributes:
-        order: of the samples, by their places: each time the one after which the rest added least in the past, so that
+        order: of the samples, by their places: each time the one after which the proportion is smallest, so that
             whoever is lost is seen to be soon. Samples are taken to be of one length.
 
     Args:
@@ -54,7 +55,10 @@ class Outlook:
         return sum(score.total for score in self._rival) / float(self._tokens.sum()) + lag
 
     def is_lost(self, scores: Sequence[BlockScore]) -> bool:
-        """Whether candidates that come out level with the rival are seldom as far behind as one with these scores."""
+        """Whether candidates that come out level with the rival are seldom as far behind as one with these scores.
+
+        They are of some samples, the first in ``order``, but not of all.
+        """
         from scipy.stats import t
 
         lag, unlikeness = self._lag(scores)
@@ -80,14 +84,20 @@ class Outlook:
         added = self._lost.sum(axis=1) / self._tokens.sum() - self._lost[:, first].sum(axis=1) / tokens
         known = unlikeness > 0
         if not known.any():
-            return math.inf, 0.0, 0
+            return 0.0, 0.0, 0
         squares = (added[known] / unlikeness[known]) ** 2
         return math.sqrt(math.fsum(squares) / len(squares)), float(unlikeness.max()), len(squares)
 
     def _most_telling_first(self) -> list[int]:
         order: list[int] = []
         left = list(range(len(self._tokens)))
+
+        def rank(place: int) -> tuple[int, float]:
+            """Of candidates that are the rival's like on a sample it says nothing, so that many must differ first."""
+            deviation, _, known = self._learn([*order, place])
+            return -known, deviation
+
         while left:
-            order.append(min(left, key=lambda place: self._learn([*order, place])[0]))
+            order.append(min(left, key=rank))
             left.remove(order[-1])
         return order

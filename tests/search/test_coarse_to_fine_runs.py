@@ -122,6 +122,9 @@ def test_a_race_is_told_of_and_resumed_to_the_same_result(raced: SearchReport, g
     assert course.saved_tokens > 0
     unscored = sum((candidate, each["digest"]) not in on_file for candidate in asked for each in drawn)
     assert course.saved_tokens == 128 * unscored
+    digests = [each["digest"] for each in drawn]
+    seen = [{sample for of, sample in on_file if of == candidate} & set(digests) for candidate in asked]
+    assert any(each != set(digests[: len(each)]) for each in seen), "no race began with another sample than the first"
     assert course.scored_tokens + course.saved_tokens == 15 * 4 * 128
     assert course.saved_share == course.saved_tokens / (15 * 4 * 128)
     recorded = results(raced)

@@ -30,7 +30,9 @@ def first(outlook: Outlook, lags: Lags, count: int) -> list[BlockScore]:
     return scores([lags[place] for place in outlook.order[:count]])
 
 
-def drawn(random: np.random.Generator, count: int, end: float = 0.0, own: float = 1.0) -> list[list[list[float]]]:
+def drawn(
+    random: np.random.Generator, count: int, end: float = 0.0, own: float = 1.0, blocks: Sequence[int] = BLOCKS
+) -> list[list[list[float]]]:
     """Lags of candidates that end so far behind on the average of all blocks.
 
     They are more or less unlike the rival, and blocks of a sample are alike: they share half of the variance.
@@ -38,7 +40,7 @@ def drawn(random: np.random.Generator, count: int, end: float = 0.0, own: float 
     found = []
     for _ in range(count):
         size = own * 0.03 * math.exp(random.normal() / 2)
-        lags = [size * (random.normal() + random.normal(size=blocks)) for blocks in BLOCKS]
+        lags = [size * (random.normal() + random.normal(size=each)) for each in blocks]
         shift = end - np.concatenate(lags).mean()
         found.append([(each + shift).tolist() for each in lags])
     return found
@@ -46,15 +48,19 @@ def drawn(random: np.random.Generator, count: int, end: float = 0.0, own: float 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_of_those_level_in_the_end_one_in_a_hundred_is_dropped_at_a_look_or_fewer(count: int) -> None:
-    """Though the scatter of blocks, taken for independent, would drop many more before the last sample."""
-    random, wrong, naive = np.random.default_rng(0), [], []
+    """Though the scatter of blocks, taken for independent, would drop many more at the first two looks.
+
+    Samples are alike, so that which comes first is chance, and the past that chose it flatters itself a little.
+    """
+    random, wrong, naive, alike = np.random.default_rng(0), [], [], (8, 8, 8, 8)
+    rival = scores([[0.0] * each for each in alike])
     for _ in range(150):
-        outlook = Outlook([scores(lags) for lags in drawn(random, 48)], RIVAL)
-        for lags in drawn(random, 10):
+        outlook = Outlook([scores(lags) for lags in drawn(random, 48, blocks=alike)], rival)
+        for lags in drawn(random, 10, blocks=alike):
             wrong.append(outlook.is_lost(first(outlook, lags, count)))
             blocks = np.concatenate([lags[place] for place in outlook.order[:count]])
             naive.append(blocks.mean() > 2.33 * blocks.std(ddof=1) / math.sqrt(len(blocks)))
-    assert np.mean(wrong) < 1.5 * CHANCE
+    assert np.mean(wrong) < 2 * CHANCE
     assert count == 3 or np.mean(naive) > 4 * CHANCE
 
 
@@ -77,14 +83,18 @@ def test_a_sample_that_told_least_of_the_others_is_not_the_first(place: int) -> 
     assert Outlook([scores(each) for each in lags], scores([[0.0] * 4] * 3)).order[0] != place
 
 
-def test_a_sample_that_told_nobody_apart_comes_last() -> None:
-    past = [scores([[0.0] * 4, [end] * 4, [2 * end] * 4]) for end in (0.1, 0.2, -0.3)]
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_sample_that_told_hardly_anybody_apart_comes_last(told: int) -> None:
+    """Though of the one that it told apart it said all."""
+    ends = np.random.default_rng(6).normal(size=12).tolist()
+    past = [scores([[end if place < told else 0.0] * 4, [end] * 4, [1.1 * end] * 4]) for place, end in enumerate(ends)]
     assert Outlook(past, scores([[0.0] * 4] * 3)).order[-1] == 0
 
 
-def test_the_order_of_samples_leaves_least_open_at_every_step() -> None:
-    """Written out for the first two of samples of one length, from unlike pasts."""
-    past = drawn(np.random.default_rng(5), 20)
+@pytest.mark.parametrize("seed", range(8))
+def test_the_order_of_samples_leaves_least_open_at_every_step(seed: int) -> None:
+    """Written out for samples of one length."""
+    past = drawn(np.random.default_rng(seed), 20)
     past = [[lags[1][:4], lags[3][:4], lags[2], lags[0][:4]] for lags in past]
     outlook = Outlook([scores(lags) for lags in past], scores([[0.0] * 4] * 4))
 
@@ -95,9 +105,10 @@ def test_the_order_of_samples_leaves_least_open_at_every_step() -> None:
             squares.append(((np.concatenate(lags).mean() - seen.mean()) / np.abs(seen).mean()) ** 2)
         return float(np.mean(squares))
 
-    begin = outlook.order[:1]
-    assert left_open(begin) == min(left_open([place]) for place in range(4))
-    assert left_open(outlook.order[:2]) == min(left_open([*begin, place]) for place in range(4) if place not in begin)
+    for step in range(4):
+        before = outlook.order[:step]
+        choices = [place for place in range(4) if place not in before]
+        assert left_open(outlook.order[: step + 1]) == min(left_open([*before, place]) for place in choices)
     assert sorted(outlook.order) == [0, 1, 2, 3]
 
 
