@@ -125,9 +125,9 @@ def coarse_to_fine(name: str, **more: Any) -> dict[str, Any]:
 
 
 def eager_races(patch: pytest.MonkeyPatch) -> None:
-    """Candidates of a model with random weights are dropped, when four were scored in full."""
+    """Candidates of a model with random weights are dropped when they are behind, once four were scored in full."""
     patch.setattr(racing, "LEAST", 4)
-    patch.setattr(outlook, "CHANCE", 0.35)
+    patch.setattr(outlook, "CHANCE", 0.5)
 
 
 class InProcessPool(EvaluationPool[Task, BlockScore]):
