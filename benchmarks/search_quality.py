@@ -179,7 +179,7 @@ def paired(results: list[dict[str, Any]], ratio: int, first: tuple[str, int], se
         rest_variance = (rest**2).sum() / ((len(seeds) - 1) * (len(documents) - 1)) / each.size
         # Neither effect is less than none.
         variance = max(variance, rest_variance) + max(seeds.var() / len(seeds), rest_variance) - rest_variance
-    told = f"{mean:+.2f}% ± {math.sqrt(variance):.2f} ({len(seeds)} seeds)"
+    told = f"{mean:+.2f}% ± {math.sqrt(variance):.2f} (by seed {', '.join(f'{seed:+.2f}' for seed in seeds)})"
     return f"{ratio}x, {first[0]} at {first[1]} against {second[0]} at {second[1]}: {told}"
 
 
@@ -195,7 +195,9 @@ def show(results: list[dict[str, Any]]) -> None:
     for each in results:
         if each["scored_tokens"] < each["tokens_without_racing"]:
             saved = 100 * (1 - each["scored_tokens"] / each["tokens_without_racing"])
-            print(f"{each['ratio']}x seed {each['seed']} {each['search']}: racing saved {saved:.0f}% of the tokens")
+            last = list(each["marks"].values())[-1]
+            ends = f"ends with n_hat {last['n_hat']}, attention factor {last['attention_factor']:.4f}"
+            print(f"{each['ratio']}x seed {each['seed']} {each['search']}: racing saved {saved:.0f}%, {ends}")
 
 
 def plot(results: list[dict[str, Any]], picture: str) -> None:
