@@ -40,19 +40,14 @@ def scoring_memory(
         processes: each with a GPU and all weights, that score the text together.
     """
     weights = float(number) * shape.parameters / gpus
-    query, key, value = shape.heads * shape.key_dim, shape.kv_heads * shape.key_dim, shape.kv_heads * shape.value_dim
-    sizes = LayerSizes(shape.hidden, query, key, value, shape.mlp / shape.hidden / 3)
-    plan = (
-        ScoringPlan(CPU_CHUNK)
-        if memory is None
-        else fit(sizes, number, work.length, memory - weights, processes=processes)
-    )
+    sizes = _sizes(shape)
+    plan = _plan(shape, work, number, gpus, memory, processes)
     if work.written or work.length <= plan.chunk:
         found = _as_a_whole(shape, work, number, attention)
     else:
         logits = min(plan.chunk, slice_length(1, shape.vocabulary)) * shape.vocabulary * _of_a_logit(number)
         found = {
-            "the residual stream": 0.0 if plan.on_host else float(number) * work.length / processes * shape.hidden,
+            "the residual stream": 0.0 if plan.on_host else _stream(shape, work, number) / processes,
             "K and V of a layer": float(number) * work.length * sizes.kept,
             "a chunk at work": max(number * plan.chunk * sizes.at_work, logits),
             "cos and sin": min(2.0 * number * shape.key_dim * work.length, KEPT),
@@ -60,6 +55,34 @@ def scoring_memory(
     if work.written:
         found["K and V of all layers"] = cache_bytes(shape, work.length, number) / gpus
     return {"weights": weights, **found, "libraries": float(LIBRARIES)}
+
+
+def main_memory(
+    shape: ModelShape, work: Work, number: int, gpus: int = 1, memory: float | None = None, processes: int = 1
+) -> float:
+    """Bytes of a text's residual stream, of all its processes, where GPUs leave it to main memory; 0 where they do not.
+
+    Args:
+        number, gpus, memory, processes: as those of ``scoring_memory``.
+    """
+    plan = _plan(shape, work, number, gpus, memory, processes)
+    whole = work.written or work.length <= plan.chunk
+    return _stream(shape, work, number) if plan.on_host and not whole else 0.0
+
+
+def _stream(shape: ModelShape, work: Work, number: int) -> float:
+    return float(number) * work.length * shape.hidden
+
+
+def _plan(shape: ModelShape, work: Work, number: int, gpus: int, memory: float | None, processes: int) -> ScoringPlan:
+    if memory is None:
+        return ScoringPlan(CPU_CHUNK)
+    return fit(_sizes(shape), number, work.length, memory - number * shape.parameters / gpus, processes=processes)
+
+
+def _sizes(shape: ModelShape) -> LayerSizes:
+    query, key, value = shape.heads * shape.key_dim, shape.kv_heads * shape.key_dim, shape.kv_heads * shape.value_dim
+    return LayerSizes(shape.hidden, query, key, value, shape.mlp / shape.hidden / 3)
 
 
 def _as_a_whole(shape: ModelShape, work: Work, number: int, attention: str) -> dict[str, float]:

@@ -20,7 +20,7 @@ from longrope.pipeline.extended import extended, with_training_windows
 from longrope.pipeline.gpus import bandwidth_of
 from longrope.pipeline.plan import StagePlan
 from longrope.pipeline.probe import Measured, Probe
-from longrope.pipeline.scoring_memory import longest_that_fits, scoring_memory
+from longrope.pipeline.scoring_memory import longest_that_fits, main_memory, scoring_memory
 from longrope.pipeline.stages import (
     EvaluateStage,
     ExportStage,
@@ -190,10 +190,11 @@ class StagePlanner:
     def _held(self, work: Work, places: _Places, execution: ExecutionSettings) -> tuple[float, str | None]:
         """Bytes where most are held, and what to do if these are too many."""
         hardware, attention = self._hardware, execution.attention
+        # Workers that share a GPU choose their chunks by their parts of it.
+        part = hardware.memory * min(places.share, 1.0) if hardware.memory is not None and places.on_gpu else None
 
         def needed(gpus: int) -> float:
-            memory = hardware.memory if places.on_gpu else None
-            parts = scoring_memory(self._shape, work, places.number, gpus, attention, memory, places.sp)
+            parts = scoring_memory(self._shape, work, places.number, gpus, attention, part, places.sp)
             return sum(parts.values())
 
         told = f"a text of {format_length(work.length)}"
@@ -213,7 +214,7 @@ class StagePlanner:
         together = max(int(1 / places.share + 1e-9), 1)  # workers that share a GPU
         memory = needed(spread) * min(together, places.workers)
         if memory <= hardware.memory:
-            return memory, None
+            return memory, self._beside(main_memory(self._shape, work, places.number, spread, part, places.sp), places)
         does_not = (
             f"does not fit: {told} needs {format_size(memory)} on a GPU, and {format_size(hardware.memory)} are there"
         )
@@ -224,6 +225,19 @@ class StagePlanner:
         return memory, (
             f"{does_not}; more GPUs for each worker do not make it fit, for each holds K and V of all positions; the "
             f"longest text that fits is about {format_length(longest)}: use GPUs with more memory, or shorter texts"
+        )
+
+    def _beside(self, each: float, places: _Places) -> str | None:
+        """What to do if there is too little main memory for what every worker leaves there; None where it fits."""
+        hardware = self._hardware
+        together = min(places.workers, max(int(hardware.devices_per_node / places.share + 1e-9), 1))
+        if each * together <= hardware.host_memory:
+            return None
+        room = int(hardware.host_memory // each) * math.ceil(places.workers / together)
+        change = f"execution.workers: {room} would make it fit" if room else "use machines with more memory"
+        return (
+            f"does not fit: GPUs leave {format_size(each)} to main memory for each of the {together} texts that a node "
+            f"works on, and it has {format_size(hardware.host_memory)}; {change}"
         )
 
     def _finetune(self, found: StagePlan, stage: FinetuneStage) -> StagePlan:

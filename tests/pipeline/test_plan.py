@@ -510,3 +510,28 @@ def _pool_of(pools: list[Any]) -> Any:
         return pools[-1]
 
     return make_pool
+
+
+def test_what_gpus_leave_to_main_memory_must_fit_there(write: Any) -> None:
+    search = "- search: {target_length: 1m, execution: {workers: 8}}"
+    # A residual stream of 8 GiB beside weights of 13 and K and V of 16.
+    assert one(write, search, "a100-40gb", host_memory=64).fits
+    found = one(write, search, "a100-40gb", host_memory=63)
+    assert not found.fits
+    assert found.notes[0] == (
+        "does not fit: GPUs leave 8.0 GiB to main memory for each of the 8 texts that a node works on, and it has "
+        "63.0 GiB; execution.workers: 7 would make it fit"
+    )
+    fewer = "- search: {target_length: 1m, execution: {workers: 7}}"
+    assert one(write, fewer, "a100-40gb", host_memory=63).fits
+    ray = "- search: {target_length: 1m, execution: {executor: ray, workers: 16}}"
+    assert "execution.workers: 14 would" in one(write, ray, "a100-40gb", host_memory=63, nodes=2).notes[0]
+    assert "use machines with more memory" in one(write, search, "a100-40gb", host_memory=7).notes[0]
+    assert one(write, search, "a100", host_memory=7).fits  # which have room themselves
+
+
+def test_evaluators_that_share_a_gpu_are_planned_by_their_parts_of_it(write: Any) -> None:
+    # Half of a GPU holds the weights, K and V, but no residual stream.
+    search = "- search: {target_length: 1m, execution: {gpus_per_worker: 0.5, workers: 2}}"
+    assert one(write, search, "a100", host_memory=16).fits
+    assert "each of the 2 texts" in one(write, search, "a100", host_memory=15).notes[0]
