@@ -17,7 +17,7 @@ import torch
 from longrope.host_memory import free_host_memory
 from longrope.model.weights import count_numbers
 
-_GPU_SHARE = 0.85
+GPU_SHARE = 0.85
 """Of the memory of a GPU, for all weights together; the rest is for what they compute."""
 _HOST_SHARE = 0.9
 
@@ -40,7 +40,7 @@ def layers_kept(name: str, folder: Path, number: int, device: str, share: float)
         return None
     host, on_gpu = _HOST_SHARE * free_host_memory(), device.startswith("cuda")
     if on_gpu:
-        fits = size <= _GPU_SHARE * share * torch.cuda.get_device_properties(device).total_memory
+        fits = size <= GPU_SHARE * share * torch.cuda.get_device_properties(device).total_memory
     else:
         fits = device != "cpu" or size <= host
     if fits:

@@ -47,8 +47,8 @@ class Foreseen:
 def foresee(recipe: Recipe, standings: Standings, output: Path) -> Foreseen:
     """What would stop the stages that are left; nothing of those that are done.
 
-    Memory of a cluster is not known here, and nothing is said of it. Nor is a run refused for the memory of a host in
-    which texts are scored: it is shared and can be swapped.
+    Memory of a cluster is not known here, and nothing is said of it. Nor is a run refused for the memory of a host
+    whose CPU scores texts: it is shared and can be swapped. What GPUs leave there is pinned and cannot.
 
     Args:
         output: the folder of the run.

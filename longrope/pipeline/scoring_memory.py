@@ -60,7 +60,7 @@ def scoring_memory(
 def main_memory(
     shape: ModelShape, work: Work, number: int, gpus: int = 1, memory: float | None = None, processes: int = 1
 ) -> float:
-    """Bytes of a text's residual stream, of all its processes, where GPUs leave it to main memory; 0 where they do not.
+    """Bytes of the residual stream of a text, of all its processes, in main memory; 0 where a GPU has room for it.
 
     Args:
         number, gpus, memory, processes: as those of ``scoring_memory``.

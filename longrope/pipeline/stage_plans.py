@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from longrope.exceptions import InvalidInputError, SettingsError
@@ -12,7 +11,6 @@ from longrope.finetune.estimate import check_fits, estimate
 from longrope.finetune.hardware import Hardware, peak_flops
 from longrope.finetune.model_shape import ModelShape
 from longrope.finetune.world import World
-from longrope.lengths import format_length
 from longrope.model.scoring_plan import GPU_CHUNKS
 from longrope.pipeline.cost import Utilisation, piece_seconds, rounds_flops, rounds_seconds
 from longrope.pipeline.disk import journal_bytes, training_bytes, weights_bytes
@@ -20,7 +18,7 @@ from longrope.pipeline.extended import extended, with_training_windows
 from longrope.pipeline.gpus import bandwidth_of
 from longrope.pipeline.plan import StagePlan
 from longrope.pipeline.probe import Measured, Probe
-from longrope.pipeline.scoring_memory import longest_that_fits, main_memory, scoring_memory
+from longrope.pipeline.scoring_fit import Places, ScoringFit, offloads
 from longrope.pipeline.stages import (
     EvaluateStage,
     ExportStage,
@@ -33,12 +31,8 @@ from longrope.pipeline.stages import (
 from longrope.pipeline.work import Round, Work, evaluation_work, held_out_work, readjust_work, search_work
 from longrope.runs.model import LoadedModel
 from longrope.runs.progress import Progress
-from longrope.sizes import format_size
 from longrope.workers.room import gpu_room
 from longrope.workers.settings import ExecutionSettings
-
-_SPREADS = (1, 2, 4, 8, 16)
-"""GPUs of a worker that are advised."""
 
 
 class StagePlanner:
@@ -144,13 +138,13 @@ class StagePlanner:
         elif seconds is not None:
             found = replace(found, seconds=rounds_seconds(rounds, places.workers, seconds))
         heaviest = max((work for each in rounds for work in each), key=lambda work: (work.length, work.written))
-        memory, misfit = self._held(heaviest, places, execution)
+        memory, misfit = ScoringFit(self._shape, heaviest, places, self._hardware, execution.attention).check()
         free = self._hardware.memory if places.on_gpu else self._hardware.host_memory
         return replace(
             found, memory=memory, memory_free=free, fits=misfit is None, notes=(*filter(None, [misfit]), *places.notes)
         )
 
-    def _places(self, execution: ExecutionSettings) -> _Places:
+    def _places(self, execution: ExecutionSettings) -> Places:
         """Workers, and the GPUs that they hold."""
         hardware = self._hardware
         on_gpu = hardware.memory is not None and execution.device in ("auto", "cuda")
@@ -158,21 +152,28 @@ class StagePlanner:
         if not on_gpu:
             workers = execution.workers or replace(execution, ray_address=None).worker_count(False)
             assert workers is not None
-            return _Places(workers, 1.0, False, number, (), execution.sp)
+            return Places(workers, 1.0, False, number, (), execution.sp)
         share, notes = execution.gpus(True), []
+        if not share:
+            raise SettingsError("evaluators have 0 GPUs each; add device: cpu, or leave gpus_per_worker away")
         cluster = execution.executor == "ray"
         room = hardware.devices if cluster else hardware.devices_per_node
         workers = execution.workers or max(gpu_room(room, share), 1)
-        places = _Places(workers, share, True, number, (), execution.sp)
+        places = Places(workers, share, True, number, (), execution.sp, execution.workers is not None)
         if places.gpus > room:
             notes.append(f"asks for {places.gpus} GPUs, more than the {room} that this plan has")
         if not cluster and execution.workers is None and hardware.devices > room:
             notes.append(
                 f"the local executor works on one node of {hardware.devices // room}; set executor: ray for all"
             )
+        if offloads(self._shape, places, hardware, share):
+            notes.append(
+                "the weights do not fit on the GPU of a worker: layers are read from main memory or disk for every "
+                "text, which is not in the time planned"
+            )
         return replace(places, notes=(*notes, *filter(None, [execution.note_on_layers])))
 
-    def _assumed(self, places: _Places) -> Callable[[Work], float] | None:
+    def _assumed(self, places: Places) -> Callable[[Work], float] | None:
         """Time of a piece where the speed of the GPU is that of its data sheet; None where there is none."""
         name = self._hardware.name
         peak, bandwidth = peak_flops(name, "bf16" if places.number == 2 else "fp32"), bandwidth_of(name)
@@ -186,59 +187,6 @@ class StagePlanner:
             return alone / (places.sp if shared else 1) / min(places.share, 1.0)
 
         return seconds
-
-    def _held(self, work: Work, places: _Places, execution: ExecutionSettings) -> tuple[float, str | None]:
-        """Bytes where most are held, and what to do if these are too many."""
-        hardware, attention = self._hardware, execution.attention
-        # Workers that share a GPU choose their chunks by their parts of it.
-        part = hardware.memory * min(places.share, 1.0) if hardware.memory is not None and places.on_gpu else None
-
-        def needed(gpus: int) -> float:
-            parts = scoring_memory(self._shape, work, places.number, gpus, attention, part, places.sp)
-            return sum(parts.values())
-
-        told = f"a text of {format_length(work.length)}"
-        if not places.on_gpu:
-            each = needed(1) * places.sp
-            memory = each * places.workers
-            if memory <= hardware.host_memory:
-                return memory, None
-            room = int(hardware.host_memory // each)
-            change = f"execution.workers: {room} would make it fit" if room else "use a machine with more memory"
-            return memory, (
-                f"does not fit: {told} needs {format_size(each)} in each of {places.workers} workers, and "
-                f"{format_size(hardware.host_memory)} are free; {change}"
-            )
-        assert hardware.memory is not None
-        spread = max(int(places.share), 1) if places.sp == 1 else 1
-        together = max(int(1 / places.share + 1e-9), 1)  # workers that share a GPU
-        memory = needed(spread) * min(together, places.workers)
-        if memory <= hardware.memory:
-            return memory, self._beside(main_memory(self._shape, work, places.number, spread, part, places.sp), places)
-        does_not = (
-            f"does not fit: {told} needs {format_size(memory)} on a GPU, and {format_size(hardware.memory)} are there"
-        )
-        for more in _SPREADS:
-            if needed(more) <= hardware.memory and more <= hardware.devices_per_node and more != places.share:
-                return memory, f"{does_not}; execution.gpus_per_worker: {more} would make it fit"
-        longest = longest_that_fits(self._shape, work, places.number, hardware.memory)
-        return memory, (
-            f"{does_not}; more GPUs for each worker do not make it fit, for each holds K and V of all positions; the "
-            f"longest text that fits is about {format_length(longest)}: use GPUs with more memory, or shorter texts"
-        )
-
-    def _beside(self, each: float, places: _Places) -> str | None:
-        """What to do if there is too little main memory for what every worker leaves there; None where it fits."""
-        hardware = self._hardware
-        together = min(places.workers, max(int(hardware.devices_per_node / places.share + 1e-9), 1))
-        if each * together <= hardware.host_memory:
-            return None
-        room = int(hardware.host_memory // each) * math.ceil(places.workers / together)
-        change = f"execution.workers: {room} would make it fit" if room else "use machines with more memory"
-        return (
-            f"does not fit: GPUs leave {format_size(each)} to main memory for each of the {together} texts that a node "
-            f"works on, and it has {format_size(hardware.host_memory)}; {change}"
-        )
 
     def _finetune(self, found: StagePlan, stage: FinetuneStage) -> StagePlan:
         launch, hardware = stage.launch, self._hardware
@@ -289,34 +237,11 @@ class StagePlanner:
         if peak is None or not on_gpu:
             return replace(found, seconds=None)
         share = self._utilisation.of_training(settings.seq_length)
-        places = _Places(workers, 1.0, True, 2, (), 1)
+        places = Places(workers, 1.0, True, 2, (), 1)
         scoring = self._assumed(places)
         assert scoring is not None
         seconds = settings.steps * needs.flops.hardware / (peak * hardware.devices * share)
         return replace(found, seconds=seconds + rounds_seconds(rounds, workers, scoring))
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Workers of a stage.
-
-    Attributes:
-        share: GPUs of each: several, or a fraction.
-        number: bytes of a number of the model as they load it.
-        sp: processes of each that score a text together.
-    """
-
-    workers: int
-    share: float
-    on_gpu: bool
-    number: int
-    notes: tuple[str, ...]
-    sp: int
-
-    @property
-    def gpus(self) -> int:
-        """That all of them hold."""
-        return math.ceil(self.workers * self.share - 1e-9)
 
 
 def _advice(needs: Any) -> str | None:

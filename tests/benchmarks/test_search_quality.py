@@ -59,6 +59,12 @@ def test_seeds_that_agree_add_nothing_and_those_that_do_not_do(script: ModuleTyp
     assert apart[2:] == [3.0, -1.0, -5.0]
 
 
+def test_what_documents_say_by_chance_is_no_difference_of_seeds(script: ModuleType) -> None:
+    # Neither the documents nor the seeds differ in their means; 2% between documents within a seed is the rest, of
+    # which a mean of four has 1%.
+    assert compared(script, [[0.0, 0.02], [0.02, 0.0]]) == [1.0, 1.0, 1.0, 1.0]
+
+
 def test_only_seeds_of_both_searches_are_compared(script: ModuleType) -> None:
     both = compared(script, [[0.01, 0.03], [0.02, 0.05]])
     more = [result("genetic", 2, [9.0, 9.0]), {**result("paper", 2, [1.0, 1.0]), "ratio": 4}]

@@ -512,26 +512,64 @@ def _pool_of(pools: list[Any]) -> Any:
     return make_pool
 
 
-def test_what_gpus_leave_to_main_memory_must_fit_there(write: Any) -> None:
-    search = "- search: {target_length: 1m, execution: {workers: 8}}"
-    # A residual stream of 8 GiB beside weights of 13 and K and V of 16.
-    assert one(write, search, "a100-40gb", host_memory=64).fits
-    found = one(write, search, "a100-40gb", host_memory=63)
-    assert not found.fits
-    assert found.notes[0] == (
-        "does not fit: GPUs leave 8.0 GiB to main memory for each of the 8 texts that a node works on, and it has "
-        "63.0 GiB; execution.workers: 7 would make it fit"
+def at_1m(write: Any, execution: str, host_memory: float, gpu: str = "a100-40gb", **options: Any) -> StagePlan:
+    """A search on texts that GPUs of 40 GB have no room for beside weights, K and V: 8 GiB of residual stream each."""
+    stage = f"- search: {{target_length: 1m, execution: {execution}}}"
+    return one(write, stage, gpu, host_memory=host_memory, **options)
+
+
+def test_residual_streams_must_fit_into_main_memory(write: Any) -> None:
+    # A GiB of libraries goes with each.
+    assert at_1m(write, "{workers: 8}", 72).fits
+    less = at_1m(write, "{workers: 8}", 71)
+    assert not less.fits
+    assert less.memory < less.memory_free  # type: ignore[operator]
+    assert less.notes[0] == (
+        "does not fit: a text of 1m has its residual stream in main memory, 72.0 GiB for the workers of a node, and "
+        "71.0 GiB are there; execution.gpus_per_worker: 2 and workers: 4 would make it fit"
     )
-    fewer = "- search: {target_length: 1m, execution: {workers: 7}}"
-    assert one(write, fewer, "a100-40gb", host_memory=63).fits
-    ray = "- search: {target_length: 1m, execution: {executor: ray, workers: 16}}"
-    assert "execution.workers: 14 would" in one(write, ray, "a100-40gb", host_memory=63, nodes=2).notes[0]
-    assert "use machines with more memory" in one(write, search, "a100-40gb", host_memory=7).notes[0]
-    assert one(write, search, "a100", host_memory=7).fits  # which have room themselves
+    assert at_1m(write, "{workers: 4, gpus_per_worker: 2}", 1).fits
+    assert at_1m(write, "{workers: 7}", 71).fits
+    assert at_1m(write, "{workers: 8}", 1, "a100").fits  # which has room itself
+
+
+def test_processes_that_share_a_text_share_its_residual_stream(write: Any) -> None:
+    assert at_1m(write, "{workers: 4, sp: 2}", 1).fits
+    two = "- search: {target_length: 2m, execution: {workers: 4, sp: 2}}"
+    # 16 GiB of a text of 2m and a GiB for each of two processes, 4 times.
+    assert one(write, two, "rtx6000-ada", host_memory=72).fits
+    assert "72.0 GiB for the workers" in one(write, two, "rtx6000-ada", host_memory=71).notes[0]
+    assert "execution.workers: 3 would make it fit" in one(write, two, "rtx6000-ada", host_memory=71).notes[0]
+
+
+def test_fewer_workers_are_advised_where_more_gpus_are_not_there(write: Any) -> None:
+    def found(workers: int, host_memory: float) -> StagePlan:
+        execution = f"{{executor: ray, workers: {workers}}}"
+        return at_1m(write, execution, host_memory, gpus=1, nodes=4)
+
+    assert found(4, 9).fits  # one on each node
+    assert "use machines with more memory" in found(4, 8).notes[0]
 
 
 def test_evaluators_that_share_a_gpu_are_planned_by_their_parts_of_it(write: Any) -> None:
     # Half of a GPU holds the weights, K and V, but no residual stream.
-    search = "- search: {target_length: 1m, execution: {gpus_per_worker: 0.5, workers: 2}}"
-    assert one(write, search, "a100", host_memory=16).fits
-    assert "each of the 2 texts" in one(write, search, "a100", host_memory=15).notes[0]
+    shared = at_1m(write, "{gpus_per_worker: 0.5, workers: 2}", 18, "a100")
+    assert shared.fits
+    assert shared.memory == pytest.approx(2 * at_1m(write, "{}", 18).memory, rel=0.01)  # type: ignore[operator]
+    less = at_1m(write, "{gpus_per_worker: 0.5, workers: 2}", 17, "a100").notes[0]
+    assert "18.0 GiB for the workers of a node" in less
+    assert less.endswith("execution.gpus_per_worker: 1 would make it fit")
+    # No share spans two GPUs, so that sixteen GPUs have sixteen workers, not seventeen.
+    assert at_1m(write, "{gpus_per_worker: 0.9, workers: 17}", 144, gpus=16).fits
+    assert at_1m(write, "{gpus_per_worker: 0}", 72).notes == (
+        "cannot run: evaluators have 0 GPUs each; add device: cpu, or leave gpus_per_worker away",
+    )
+
+
+def test_weights_that_no_gpu_holds_are_planned_layer_by_layer(write: Any) -> None:
+    search = "- search: {target_length: 16k, execution: {workers: 2, gpus_per_worker: %s}}"
+    whole, half = one(write, search % 1, "a10g"), one(write, search % 0.5, "a10g")
+    assert (whole.fits, whole.notes) == (True, ())
+    assert half.fits
+    assert half.memory < whole.memory  # type: ignore[operator]
+    assert "read from main memory or disk for every text" in half.notes[0]
