@@ -1,7 +1,7 @@
 """Pretrain a Llama of 110 million parameters on long texts, for searches on a model other than the embedded one.
 
     python benchmarks/pretrain.py --texts BOOKS --output model       # a few minutes on one GPU
-    longrope search model --target-length 4k --data OTHER_BOOKS --samples 5 --output factors
+    longrope search model --target-length 4k --data OTHER_BOOKS --held-out 0 --output factors
     longrope evaluate perplexity model --factors factors/factors.json --methods none,pi,ntk,yarn,longrope \\
         --lengths 4k --data MORE_BOOKS --output quality
 
@@ -15,6 +15,7 @@ import argparse
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -49,42 +50,25 @@ class Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": ids, "labels": ids}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", required=True, help="a file or a folder of documents")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the model")
-    parser.add_argument("--shape", choices=SHAPES, default="110m")
-    parser.add_argument("--window", type=int, default=512)
-    parser.add_argument("--vocabulary", type=int, default=16384)
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--batch", type=int, default=64, help="windows of a step")
-    parser.add_argument("--learning-rate", type=float, default=6e-4)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    texts = [document.text for document in read_documents(args.texts)]
-    tokenizer = train_tokenizer(texts, args.vocabulary)
-    tokenizer.model_max_length = args.window
-    tokenizer.save_pretrained(args.output)
-    ids = [part for text in texts for part in (*tokenizer(text, verbose=False)["input_ids"], tokenizer.eos_token_id)]
-    stream = np.array(ids, dtype=np.uint32)
-    torch.manual_seed(args.seed)
-    model = LlamaForCausalLM(
+def build(shape: str, tokenizer: Any, window: int) -> LlamaForCausalLM:
+    """With random weights."""
+    return LlamaForCausalLM(
         LlamaConfig(
-            **SHAPES[args.shape],
+            **SHAPES[shape],
             vocab_size=len(tokenizer),
-            max_position_embeddings=args.window,
+            max_position_embeddings=window,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    seen = args.steps * args.batch * args.window / len(stream)
-    print(f"{model.num_parameters() / 1e6:.1f}M parameters, {len(stream)} tokens, each seen {seen:.1f} times")
-    trainer = Trainer(
-        model=model,
-        args=TrainingArguments(
-            output_dir=str(args.output / "training"),
+
+
+def train(model: LlamaForCausalLM, windows: Windows, args: argparse.Namespace) -> None:
+    with TemporaryDirectory() as folder:  # for checkpoints, of which there are none
+        settings = TrainingArguments(
+            output_dir=folder,
             max_steps=args.steps,
             per_device_train_batch_size=args.batch,
             learning_rate=args.learning_rate,
@@ -97,10 +81,36 @@ def main() -> None:
             save_strategy="no",
             report_to="none",
             seed=args.seed,
-        ),
-        train_dataset=Windows(stream, args.window, args.steps * args.batch, args.seed),
-    )
-    trainer.train()
+        )
+        Trainer(model=model, args=settings, train_dataset=windows).train()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--texts", required=True, help="a file or a folder of documents")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the model")
+    parser.add_argument("--shape", choices=SHAPES, default="110m")
+    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--vocabulary", type=int, default=16384)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--batch", type=int, default=64, help="windows of a step")
+    parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if torch.cuda.device_count() > 1:
+        parser.error("there are several GPUs, and this program is for one; set CUDA_VISIBLE_DEVICES=0")
+    texts = [document.text for document in read_documents(args.texts)]
+    tokenizer = train_tokenizer(texts, args.vocabulary)
+    tokenizer.model_max_length = args.window
+    ids = [part for text in texts for part in (*tokenizer(text, verbose=False)["input_ids"], tokenizer.eos_token_id)]
+    if len(ids) < args.window:
+        parser.error(f"the texts of {args.texts} have {len(ids)} tokens; give more, or a shorter --window")
+    torch.manual_seed(args.seed)
+    model = build(args.shape, tokenizer, args.window)
+    seen = args.steps * args.batch * args.window / len(ids)
+    print(f"{model.num_parameters() / 1e6:.1f}M parameters, {len(ids)} tokens, each seen {seen:.1f} times")
+    train(model, Windows(np.array(ids, dtype=np.uint32), args.window, args.steps * args.batch, args.seed), args)
+    tokenizer.save_pretrained(args.output)
     model.to(torch.bfloat16).save_pretrained(args.output)
     print(f"saved to {args.output}")
 
