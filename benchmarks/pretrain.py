@@ -1,6 +1,6 @@
 """Pretrain a Llama of 110 million parameters on long texts, for searches on a model other than the embedded one.
 
-    python benchmarks/pretrain.py --texts BOOKS --output model       # a few minutes on one GPU
+    python benchmarks/pretrain.py --texts BOOKS --output model       # on one GPU
     longrope search model --target-length 4k --data OTHER_BOOKS --held-out 0 --output factors
     longrope evaluate perplexity model --factors factors/factors.json --methods none,pi,ntk,yarn,longrope \\
         --lengths 4k --data MORE_BOOKS --output quality
