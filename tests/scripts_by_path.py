@@ -6,6 +6,16 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
+
+def checkout_script(name: str) -> Path:
+    """A script by its path from the root of the checkout; the calling module is skipped where there is none."""
+    path = Path(__file__).parents[1] / name
+    if not path.exists():
+        pytest.skip(f"{name} is part of a checkout only", allow_module_level=True)
+    return path
+
 
 def load_script(path: Path) -> ModuleType:
     """What a script defines; it is not run."""

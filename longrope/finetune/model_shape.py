@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,10 @@ class ModelShape:
     def head(self) -> int:
         """Parameters of the output projection."""
         return self.vocabulary * self.hidden
+
+    def with_one_layer(self) -> ModelShape:
+        """The same sizes, with parameters as a GPU holds them where layers are kept elsewhere: one at a time."""
+        return replace(self, parameters=self.parameters - (self.layers - 1) * self.layer)
 
     def trained(self, method: str, embeddings_and_norms: bool = True) -> int:
         """Parameters that get gradients."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from longrope.finetune.hardware import Hardware
 from longrope.finetune.model_shape import ModelShape
@@ -153,10 +153,8 @@ class ScoringFit:
 
     def _resident(self, share: float) -> ModelShape:
         """The model as GPUs hold it: where they do not hold all weights of it, one layer at a time."""
-        shape = self.shape
-        if not offloads(shape, self.places, self.hardware, share):
-            return shape
-        return replace(shape, parameters=shape.parameters - (shape.layers - 1) * shape.layer)
+        offloaded = offloads(self.shape, self.places, self.hardware, share)
+        return self.shape.with_one_layer() if offloaded else self.shape
 
 
 def offloads(shape: ModelShape, places: Places, hardware: Hardware, share: float) -> bool:

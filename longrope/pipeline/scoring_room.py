@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from longrope.finetune.hardware import Hardware
 from longrope.finetune.model_shape import ModelShape
@@ -48,7 +48,7 @@ class ScoringRoom:
                 warnings.simplefilter("ignore")  # loading warns of it
                 kept = layers_kept(source.name, source.folder(), number, source.device, source.share)
             if kept is not None:  # one layer at a time is on the GPU
-                shape = replace(shape, parameters=shape.parameters - (shape.layers - 1) * shape.layer)
+                shape = shape.with_one_layer()
         return cls(
             shape=shape,
             number=number,

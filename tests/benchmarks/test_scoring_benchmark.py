@@ -13,11 +13,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from scripts_by_path import load_script
+from scripts_by_path import checkout_script, load_script
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "scoring.py"
-if not SCRIPT.exists():
-    pytest.skip("benchmarks are part of a checkout only", allow_module_level=True)
+SCRIPT = checkout_script("benchmarks/scoring.py")
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from scripts_by_path import load_script
+from scripts_by_path import checkout_script, load_script
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "search_quality.py"
-if not SCRIPT.exists():
-    pytest.skip("benchmarks are part of a checkout only", allow_module_level=True)
+SCRIPT = checkout_script("benchmarks/search_quality.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from scripts_by_path import load_script
+from scripts_by_path import checkout_script, load_script
 
 from longrope.search.settings import ALGORITHMS, DataSettings, SearchSettings
 
-SCRIPT = Path(__file__).parents[2] / "search" / "run_search.py"
-if not SCRIPT.exists():
-    pytest.skip("the script is part of a checkout only", allow_module_level=True)
+SCRIPT = checkout_script("search/run_search.py")
 GIVEN = ("owner/model", "--target-length", "128k", "--data", "books/", "--output", "runs/it")
 
 
