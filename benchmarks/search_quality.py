@@ -5,9 +5,9 @@
     python benchmarks/search_quality.py plot --output benchmarks/results/search_quality --picture quality.png
 
 Every search has a journal in WORK, so one that was stopped goes on where it was; a finished one is a JSON file in the
-output folder and is not run again, unless its candidates raced by another rule. Several runs with other searches may
-share both folders. Search samples are drawn, and algorithms seeded, by the seed; the 20 held-out documents are the same
-for all, and nothing is chosen by them.
+output folder and is not run again. One whose candidates raced by another rule counts as missing; to run it again, take
+a new WORK. Several runs with other searches may share both folders. Search samples are drawn, and algorithms seeded, by
+the seed; the 20 held-out documents are the same for all, and nothing is chosen by them.
 Weights are bfloat16, which on CPUs with AMX takes 0.4 times as long as float32.
 """
 
@@ -56,15 +56,20 @@ SEARCHES: dict[str, dict[str, Any]] = {
 }
 
 
+def raced_as_now(result: dict[str, Any]) -> bool:
+    """Whether the candidates of a result were dropped by the present rule, or raced as little."""
+    races = AlgorithmSettings(**SEARCHES[result["search"]]).races
+    return bool(result["racing"] == (RULE if races else 0))
+
+
 def search_once(model: LoadedModel, texts: Texts, args: argparse.Namespace, ratio: int, seed: int, name: str) -> None:
     """Run one search to its budget, and score what was best at every mark on the held-out documents."""
     found = Path(args.output) / f"{ratio}x-seed-{seed}-{name.replace(', ', '-').replace(' ', '-')}.json"
     limit = args.paper_evaluations if name == "paper" and ratio == 8 else args.evaluations
     chosen = AlgorithmSettings(**{"max_evaluations": limit, "watch": 0, **SEARCHES[name]})
-    racing = RULE if chosen.races else 0
     if found.exists():
         known = json.loads(found.read_text())
-        if known["limit"] >= limit and known["racing"] == racing:
+        if known["limit"] >= limit and raced_as_now(known):
             return
     target, execution = ratio * WINDOW, ExecutionSettings(workers=args.workers, device="cpu", dtype="bfloat16")
     settings = SearchSettings(
@@ -112,7 +117,7 @@ def search_once(model: LoadedModel, texts: Texts, args: argparse.Namespace, rati
         "seed": seed,
         "search": name,
         "limit": limit,
-        "racing": racing,
+        "racing": RULE if chosen.races else 0,
         "tokens_without_racing": race.scored + race.saved,
         "scored_tokens": race.scored,
         "yarn": yarn,
@@ -135,7 +140,9 @@ def held_out(scorer: Scorer, candidate: Candidate, samples: SampleSet) -> dict[s
 
 
 def read_results(folder: str) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*x-seed-*.json"))]
+    """All that raced by the present rule."""
+    results = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*x-seed-*.json"))]
+    return [each for each in results if raced_as_now(each)]
 
 
 def table(results: list[dict[str, Any]]) -> pd.DataFrame:

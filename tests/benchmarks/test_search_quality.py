@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from scripts_by_path import checkout_script, load_script
+
+from longrope.search.racing import RULE
 
 SCRIPT = checkout_script("benchmarks/search_quality.py")
 
@@ -98,3 +102,17 @@ def test_the_table_has_the_mean_and_the_spread_of_the_seeds(script: ModuleType) 
     spread = (high - low) / math.sqrt(2)
     assert found.loc[(8, "genetic"), 400] == f"{(low + high) / 2:.3f} ± {spread:.3f}"
     assert found.loc[(8, "paper"), 400] == f"{math.exp(3.0):.3f}"
+
+
+def test_results_that_raced_by_another_rule_count_as_missing(script: ModuleType, tmp_path: Path) -> None:
+    records = {
+        "8x-seed-0-paper": {"search": "paper", "racing": 0},
+        "8x-seed-0-cma": {"search": "cma", "racing": RULE},
+        "8x-seed-0-genetic-no-racing": {"search": "genetic, no racing", "racing": 0},
+        "8x-seed-0-genetic": {"search": "genetic", "racing": RULE - 1},
+        "8x-seed-1-genetic": {"search": "genetic", "racing": 0},
+    }
+    for name, record in records.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    found = script.read_results(str(tmp_path))
+    assert sorted(each["search"] for each in found) == ["cma", "genetic, no racing", "paper"]

@@ -190,6 +190,16 @@ def test_pairs_that_turn_often_or_hardly_are_not_moved_by_themselves() -> None:
     assert replace(ramp_of(PAIRS), window=256).moved_pairs() == (6, 19)
 
 
+def test_turns_are_those_of_the_present_factors_within_the_present_window() -> None:
+    """A pair that was slowed down eight times turns in a window of eight times as it did before."""
+    interpolated = replace(plain(PAIRS), lambdas=(8.0,) * PAIRS)
+    scaled, unscaled = Ramp(interpolated, 8 * 256, RATIO), Ramp(plain(PAIRS), 256, RATIO)
+    assert scaled.moved_pairs() == unscaled.moved_pairs()
+    wider, genes = replace(WIDE, lambda_max=1000.0), np.zeros(5)
+    rises = np.array(RampLevel(wider, scaled).decode(genes).lambdas) / 8
+    assert rises == pytest.approx(RampLevel(WIDE, unscaled).decode(genes).lambdas, abs=0.006)
+
+
 def test_some_pair_is_always_moved() -> None:
     assert replace(ramp_of(PAIRS), window=10**6).moved_pairs() == (PAIRS - 1, PAIRS - 1)
     assert replace(ramp_of(1), window=10**6).moved_pairs() == (0, 0)
