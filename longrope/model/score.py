@@ -156,8 +156,8 @@ def _nll(
     request = Request(ids, tuple(factors), mode, first, plan, torch.get_num_threads())
     if peers is None or len(ids) <= plan.chunk:
         return nll_of_own_parts(model, request, None, attachment)
-    peers.announce(request)
     try:
+        peers.announce(request)
         return nll_of_own_parts(model, request, peers.place, attachment)
     except BaseException as error:
         peers.abandon()  # they wait for what will not come

@@ -18,7 +18,8 @@ from model_cases import random_ids
 from tiny_models import rotary_dim, tiny_config
 from transformers import AutoModelForCausalLM
 
-from longrope.model import score, scoring_plan
+from longrope.exceptions import RunFailedError
+from longrope.model import score, scoring_plan, split_model
 from longrope.model.load import ModelSource
 from longrope.model.score import score_blocks, score_tokens
 from longrope.model.sequence_split import SequenceSplit
@@ -142,6 +143,22 @@ def test_after_a_failure_the_model_scores_alone(tmp_path):
             score_blocks(model, tokens, factors)
         hook.remove()
         assert [each.returncode for each in processes] == [0, 0]
+        assert peers_of(model) is None
+        np.testing.assert_allclose(score_blocks(model, tokens, factors), expected, rtol=1e-6)
+
+
+def test_a_process_that_ends_between_samples_is_told(tmp_path, monkeypatch):
+    """Whatever notices it first: here nobody watches, and the next sample does."""
+    monkeypatch.setattr(split_model, "_watch", lambda process, closing: None)
+    with opened(tmp_path, "llama", 2) as (alone, model):
+        tokens, factors = random_ids(LENGTH)[0], candidates()
+        expected = score_blocks(alone, tokens, factors)
+        np.testing.assert_allclose(score_blocks(model, tokens, factors), expected, rtol=1e-6)
+        [process] = peers_of(model)._processes
+        process.kill()
+        process.wait()
+        with pytest.raises(RunFailedError, match="ended with exit code -9"):
+            score_blocks(model, tokens, factors)
         assert peers_of(model) is None
         np.testing.assert_allclose(score_blocks(model, tokens, factors), expected, rtol=1e-6)
 
