@@ -56,10 +56,9 @@ SEARCHES: dict[str, dict[str, Any]] = {
 }
 
 
-def raced_as_now(result: dict[str, Any]) -> bool:
-    """Whether the candidates of a result were dropped by the present rule, or raced as little."""
-    races = AlgorithmSettings(**SEARCHES[result["search"]]).races
-    return bool(result["racing"] == (RULE if races else 0))
+def racing_rule(name: str) -> int:
+    """By which candidates of a search are dropped; 0 where none are."""
+    return RULE if AlgorithmSettings(**SEARCHES[name]).races else 0
 
 
 def search_once(model: LoadedModel, texts: Texts, args: argparse.Namespace, ratio: int, seed: int, name: str) -> None:
@@ -69,7 +68,7 @@ def search_once(model: LoadedModel, texts: Texts, args: argparse.Namespace, rati
     chosen = AlgorithmSettings(**{"max_evaluations": limit, "watch": 0, **SEARCHES[name]})
     if found.exists():
         known = json.loads(found.read_text())
-        if known["limit"] >= limit and raced_as_now(known):
+        if known["limit"] >= limit and known["racing"] == racing_rule(name):
             return
     target, execution = ratio * WINDOW, ExecutionSettings(workers=args.workers, device="cpu", dtype="bfloat16")
     settings = SearchSettings(
@@ -117,7 +116,7 @@ def search_once(model: LoadedModel, texts: Texts, args: argparse.Namespace, rati
         "seed": seed,
         "search": name,
         "limit": limit,
-        "racing": RULE if chosen.races else 0,
+        "racing": racing_rule(name),
         "tokens_without_racing": race.scored + race.saved,
         "scored_tokens": race.scored,
         "yarn": yarn,
@@ -142,7 +141,7 @@ def held_out(scorer: Scorer, candidate: Candidate, samples: SampleSet) -> dict[s
 def read_results(folder: str) -> list[dict[str, Any]]:
     """All that raced by the present rule."""
     results = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*x-seed-*.json"))]
-    return [each for each in results if raced_as_now(each)]
+    return [each for each in results if each["racing"] == racing_rule(each["search"])]
 
 
 def table(results: list[dict[str, Any]]) -> pd.DataFrame:
