@@ -5,9 +5,9 @@
     python benchmarks/search_quality.py plot --output benchmarks/results/search_quality --picture quality.png
 
 Every search has a journal in WORK, so one that was stopped goes on where it was; a finished one is a JSON file in the
-output folder and is not run again. One whose candidates raced by another rule counts as missing; to run it again, take
-a new WORK. Several runs with other searches may share both folders. Search samples are drawn, and algorithms seeded, by
-the seed; the 20 held-out documents are the same for all, and nothing is chosen by them.
+output folder and is not run again. One whose candidates were made or dropped by another rule counts as missing; to run
+it again, take a new WORK. Several runs with other searches may share both folders. Search samples are drawn, and
+algorithms seeded, by the seed; the 20 held-out documents are the same for all, and nothing is chosen by them.
 Weights are bfloat16, which on CPUs with AMX takes 0.4 times as long as float32.
 """
 
@@ -33,6 +33,7 @@ from longrope.runs.progress import Progress
 from longrope.search.algorithms import make_algorithm
 from longrope.search.candidate import Candidate
 from longrope.search.evaluation import BlockScore, Task
+from longrope.search.levels import FIRST_RAMPS
 from longrope.search.racing import RULE, Race
 from longrope.search.run import open_samples, open_scorer
 from longrope.search.scorer import Scorer
@@ -56,9 +57,15 @@ SEARCHES: dict[str, dict[str, Any]] = {
 }
 
 
-def racing_rule(name: str) -> int:
-    """By which candidates of a search are dropped; 0 where none are."""
-    return RULE if AlgorithmSettings(**SEARCHES[name]).races else 0
+def rules(name: str) -> dict[str, int]:
+    """By which candidates of a search are made and dropped; 0 where there is no such rule."""
+    chosen = AlgorithmSettings(**SEARCHES[name])
+    return {"first_ramps": FIRST_RAMPS if name.startswith("genetic") else 0, "racing": RULE if chosen.races else 0}
+
+
+def by_present_rules(result: dict[str, Any]) -> bool:
+    """Whether a result was made by the present rules."""
+    return all(result.get(rule, 0) == present for rule, present in rules(result["search"]).items())
 
 
 def search_once(model: LoadedModel, texts: Texts, args: argparse.Namespace, ratio: int, seed: int, name: str) -> None:
@@ -68,7 +75,7 @@ def search_once(model: LoadedModel, texts: Texts, args: argparse.Namespace, rati
     chosen = AlgorithmSettings(**{"max_evaluations": limit, "watch": 0, **SEARCHES[name]})
     if found.exists():
         known = json.loads(found.read_text())
-        if known["limit"] >= limit and known["racing"] == racing_rule(name):
+        if known["limit"] >= limit and by_present_rules(known):
             return
     target, execution = ratio * WINDOW, ExecutionSettings(workers=args.workers, device="cpu", dtype="bfloat16")
     settings = SearchSettings(
@@ -88,7 +95,7 @@ def search_once(model: LoadedModel, texts: Texts, args: argparse.Namespace, rati
     decisive = {
         "ratio": ratio,
         "seed": seed,
-        **algorithm_settings(settings.algorithm, sizes),
+        **algorithm_settings(settings.algorithm, sizes, problem.ramp),
         **space_settings(problem.space),
     }
     with open_scorer(
@@ -116,7 +123,7 @@ def search_once(model: LoadedModel, texts: Texts, args: argparse.Namespace, rati
         "seed": seed,
         "search": name,
         "limit": limit,
-        "racing": racing_rule(name),
+        **rules(name),
         "tokens_without_racing": race.scored + race.saved,
         "scored_tokens": race.scored,
         "yarn": yarn,
@@ -139,9 +146,11 @@ def held_out(scorer: Scorer, candidate: Candidate, samples: SampleSet) -> dict[s
 
 
 def read_results(folder: str) -> list[dict[str, Any]]:
-    """All that raced by the present rule."""
-    results = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*x-seed-*.json"))]
-    return [each for each in results if each["racing"] == racing_rule(each["search"])]
+    """All that were made by the present rules; the others are named."""
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(Path(folder).glob("*x-seed-*.json"))}
+    if others := [name for name, each in results.items() if not by_present_rules(each)]:
+        print("left out, made by other rules:", ", ".join(others))
+    return [each for name, each in results.items() if name not in others]
 
 
 def table(results: list[dict[str, Any]]) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """What decides the result of each stage: its settings, the model and data it is given, the stages it builds on.
 
-From these a stage's key is made. Two runs of one key give the same result, so a finished stage is not run again while
-its key stays, and a changed setting changes the keys of what depends on it and no others.
+From these a stage's key is made. Two runs of one key by one version of longrope give the same result, so a finished
+stage is not run again while its key stays, and a changed setting changes the keys of what depends on it and no others.
 """
 
 from __future__ import annotations

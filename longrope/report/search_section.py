@@ -145,7 +145,7 @@ def _note(run: SearchRun) -> str:
             "Add --factors if the model's folder does not hold the long factors: the run did not record where they "
             "came from. Several windows that are searched by one command build on each other."
         )
-    return "The same seed, data and model give the same factors, with any number of workers."
+    return "The same seed, data, model and version of longrope give the same factors, with any number of workers."
 
 
 def _without(record: dict[str, object], *names: str) -> dict[str, object]:

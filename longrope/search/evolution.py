@@ -40,7 +40,8 @@ class GeneticOptimiser(Optimiser):
     """Plus selection: the parents are the best few of all so far that were scored in full, and no child is known.
 
     A child is its parent with one block of lambdas moved, or with another attention factor or n_hat; or it has a block
-    of a second parent's genes, or lies on the line through both.
+    of a second parent's genes, or lies on the line through both. Before all children come the start, if it has no
+    score, and the level's others.
     """
 
     survivors = 4
@@ -49,12 +50,12 @@ class GeneticOptimiser(Optimiser):
         super().__init__(level, round_size, seed, start_score)
         self._random = np.random.default_rng(seed)
         self._parents = [] if start_score is None else [_Parent(level.start, start_score)]
+        self._first = [level.start, *level.others] if start_score is None else [*level.others]
 
     def ask(self, known: Collection[Candidate]) -> list[Genes]:
         children: dict[Candidate, Genes] = {}
-        first = [] if self._parents else [self.level.start]
         for _ in range(TRIES * self.round_size):
-            child = first.pop() if first else self._child()
+            child = self._first.pop(0) if self._first else self._child()
             candidate = self.level.decode(child)
             if candidate not in known:
                 children.setdefault(candidate, child)

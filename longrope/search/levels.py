@@ -18,6 +18,11 @@ from longrope.search.space import SearchSpace
 
 Genes = npt.NDArray[np.float64]
 
+FIRST_RAMPS = 2
+"""Which ones a genetic search of an unscaled model begins with; by rule 1, which was not recorded, the start alone. A
+run is gone on with by the rule it was begun with, or not at all."""
+MOST_TURNS = 32
+"""Of a pair within the present window; those that turn more often are as good as never moved (YaRN's beta_fast)."""
 ATTENTION_UNIT = 0.06
 """Of the attention factor's gene: relative change."""
 MANY_TURNS = 8
@@ -37,12 +42,14 @@ class Level(ABC):
             where it is searched, then that of n_hat where it is chosen.
         spread: of candidates to begin with, about the start: a standard deviation, in units of its genes.
         reach: how far it may be worth going in one step.
+        others: genes that are worth trying as they are, besides ``start``; CMA-ES cannot begin with them.
     """
 
     space: SearchSpace
     start: Genes
     spread: float
     reach: float
+    others: tuple[Genes, ...] = ()
 
     @property
     def size(self) -> int:
@@ -83,6 +90,11 @@ class Ramp:
     window: int
     ratio: float
 
+    @property
+    def unscaled(self) -> bool:
+        """Whether the model is as its rope_theta has it."""
+        return set(self.present.lambdas) == {1.0}
+
     def turns(self) -> Genes:
         """Of each pair within the present window, (pairs,)."""
         turns: Genes = self.present.inv_freq() * self.window / (2 * math.pi)
@@ -107,6 +119,9 @@ class RampLevel(Level):
     ramp with everything fixed (arXiv 2309.00071, section 3.2). At ``start`` it begins at 16 turns, ends at 0.2, and
     reaches 1.2 log ratio, with an exponent of 1.5: slow pairs, of which no whole turn was seen in training, do well
     with lambda beyond the ratio (arXiv 2502.20082, section 3).
+
+    For a model that was not scaled before, ``others`` has a second one: from ``ratio`` turns, but 32 at most, to half a
+    turn, log ratio high, with an exponent of 2. One that was is used to another ramp already.
     """
 
     TURNS, WIDTH, HEIGHT, SHAPE = math.log(16), math.log(80), math.exp(0.2), 1.5
@@ -119,6 +134,16 @@ class RampLevel(Level):
         self._floor = np.log(np.asarray(ramp.present.lambdas))
         self._turns = np.log(ramp.turns())
         self._height = math.log(ramp.ratio)
+        self.others = (self._steep(),) if ramp.unscaled else ()
+
+    def _steep(self) -> Genes:
+        """The genes of the second ramp, (size,)."""
+        start = min(self._height, math.log(MOST_TURNS))
+        width = (start - math.log(0.5)) / self.WIDTH
+        changes = [start - self.TURNS, math.log(width), -math.log(self.HEIGHT), math.log(2.0 / self.SHAPE)]
+        genes: Genes = self.start.copy()
+        genes[:4] = np.divide(changes, self.SPREAD)
+        return genes
 
     def decode(self, genes: Genes) -> Candidate:
         start, width, height, shape = np.clip(genes[:4], -FARTHEST, FARTHEST) * self.SPREAD

@@ -17,7 +17,7 @@ class Optimiser(ABC):
             scored in full.
 
     Args:
-        level: whose genes are searched, from ``level.start``.
+        level: whose genes are searched, from ``level.start`` and, where it tries single ones, ``level.others``.
         round_size: candidates of a round.
         seed: of its random numbers.
         start_score: of ``level.start``, where that is known.

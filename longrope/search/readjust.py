@@ -199,7 +199,7 @@ def _readjust_window(
         "window": problem.length,
         "long": Candidate.from_factors(long.factors).to_dict() | {"window": long.max_length},
         "seed": settings.seed,
-        **algorithm_settings(settings.algorithm, sizes),
+        **algorithm_settings(settings.algorithm, sizes, problem.ramp),
         **space_settings(problem.space),
         "samples": sample_digests(problem.samples),
         **numeric_settings(model, settings.execution),

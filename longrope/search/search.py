@@ -28,7 +28,7 @@ from longrope.search.comparison import (
     report_lengths,
     table,
 )
-from longrope.search.levels import Ramp
+from longrope.search.levels import FIRST_RAMPS, Ramp
 from longrope.search.racing import RULE
 from longrope.search.run import (
     FACTORS_FILE,
@@ -91,7 +91,7 @@ def search(settings: SearchSettings, progress: Progress | None = None) -> Search
         "model": model.fingerprint,
         "target_length": target,
         "seed": settings.seed,
-        **algorithm_settings(settings.algorithm, sizes),
+        **algorithm_settings(settings.algorithm, sizes, problem.ramp),
         **space_settings(problem.space),
         "samples": sample_digests(samples),
         # Named only where it is not the usual one: journals from before there was another are gone on with.
@@ -191,9 +191,14 @@ def search_problem(model: LoadedModel, settings: SearchSettings, **fields: Any) 
     )
 
 
-def algorithm_settings(chosen: AlgorithmSettings, sizes: Sizes) -> dict[str, Any]:
+def algorithm_settings(chosen: AlgorithmSettings, sizes: Sizes, ramp: Ramp | None) -> dict[str, Any]:
     """What decides an algorithm's choices, in JSON's types; what is off is not named."""
-    extra = {"racing": RULE if chosen.races else 0, "patience": chosen.patience, "max_gpu_hours": chosen.max_gpu_hours}
+    extra = {
+        "first_ramps": FIRST_RAMPS if ramp and ramp.unscaled and chosen.algorithm == "genetic" else 0,
+        "racing": RULE if chosen.races else 0,
+        "patience": chosen.patience,
+        "max_gpu_hours": chosen.max_gpu_hours,
+    }
     return {"algorithm": chosen.algorithm, **asdict(sizes), **{name: value for name, value in extra.items() if value}}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scripts_by_path import checkout_script, load_script
 
+from longrope.search.levels import FIRST_RAMPS
 from longrope.search.racing import RULE
 
 SCRIPT = checkout_script("benchmarks/search_quality.py")
@@ -104,15 +105,45 @@ def test_the_table_has_the_mean_and_the_spread_of_the_seeds(script: ModuleType) 
     assert found.loc[(8, "paper"), 400] == f"{math.exp(3.0):.3f}"
 
 
-def test_results_that_raced_by_another_rule_count_as_missing(script: ModuleType, tmp_path: Path) -> None:
+def test_results_by_other_rules_are_left_out_by_name(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    present = {"first_ramps": FIRST_RAMPS, "racing": RULE}
     records = {
         "8x-seed-0-paper": {"search": "paper", "racing": 0},
         "8x-seed-0-cma": {"search": "cma", "racing": RULE},
-        "8x-seed-0-genetic-no-racing": {"search": "genetic, no racing", "racing": 0},
-        "8x-seed-0-genetic": {"search": "genetic", "racing": RULE - 1},
-        "8x-seed-1-genetic": {"search": "genetic", "racing": 0},
+        "8x-seed-0-genetic-no-racing": {"search": "genetic, no racing", **present, "racing": 0},
+        "8x-seed-0-genetic": {"search": "genetic", **present},
+        "8x-seed-1-cma": {"search": "cma", "racing": RULE - 1},
+        "8x-seed-1-genetic": {"search": "genetic", **present, "racing": RULE - 1},
+        "8x-seed-2-genetic": {"search": "genetic", **present, "first_ramps": FIRST_RAMPS - 1},
+        "8x-seed-3-genetic": {"search": "genetic", "racing": RULE},
     }
     for name, record in records.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(record))
     found = script.read_results(str(tmp_path))
-    assert sorted(each["search"] for each in found) == ["cma", "genetic, no racing", "paper"]
+    assert sorted(each["search"] for each in found) == ["cma", "genetic", "genetic, no racing", "paper"]
+    assert capsys.readouterr().out == (
+        "left out, made by other rules: 8x-seed-1-cma, 8x-seed-1-genetic, 8x-seed-2-genetic, 8x-seed-3-genetic\n"
+    )
+
+
+def test_a_search_is_run_again_only_if_rules_have_changed_since(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "SAMPLES", 1)
+    monkeypatch.setattr(script, "HELD_OUT", 1)
+    monkeypatch.setattr(script, "MARKS", (3,))
+    words = "run --searches genetic --ratios 4 --seeds 0 --evaluations 3"
+    folders = ["--output", str(tmp_path), "--work", str(tmp_path / "work")]
+    monkeypatch.setattr("sys.argv", [str(SCRIPT), *words.split(), *folders])
+    script.main()
+    [found] = script.read_results(str(tmp_path))
+    assert (found["first_ramps"], found["racing"], list(found["marks"])) == (FIRST_RAMPS, RULE, ["3"])
+    script.main()
+    assert capsys.readouterr().out.count("4x-seed-0-genetic:") == 1
+    [path] = tmp_path.glob("*.json")
+    path.write_text(json.dumps({**found, "first_ramps": FIRST_RAMPS - 1}))
+    script.main()
+    assert capsys.readouterr().out.count("4x-seed-0-genetic:") == 1
+    assert script.read_results(str(tmp_path)) == [found]

@@ -131,7 +131,7 @@ def test_a_search_has_the_algorithm_that_it_had(
     algorithm = AlgorithmSettings(**coarse_to_fine(**{"name": chosen.pop("algorithm", "cma"), **chosen}))
     provenance = dict(load_factors(search_run / "factors.json").provenance)
     kept = {name: value for name, value in provenance["settings"].items() if name not in asdict(PaperSettings())}
-    recorded = algorithm_settings(algorithm, algorithm.sizes(512))
+    recorded = algorithm_settings(algorithm, algorithm.sizes(512), None)
     provenance["settings"] = {**kept, **recorded, "attention_factor_rule": algorithm.attention_factor}
     line = search_command(provenance)
     assert [option for option in options if option not in line] == []
@@ -145,7 +145,7 @@ def test_sizes_that_are_no_options_are_left_out(understood: Understood, search_r
     """Of a run from when the levels were of other sizes."""
     algorithm = AlgorithmSettings(algorithm="cma", population=5)
     provenance = dict(load_factors(search_run / "factors.json").provenance)
-    recorded = algorithm_settings(algorithm, algorithm.sizes(512)) | {"coarse": 64, "knots": 300}
+    recorded = algorithm_settings(algorithm, algorithm.sizes(512), None) | {"coarse": 64, "knots": 300}
     kept = {name: value for name, value in provenance["settings"].items() if name not in asdict(PaperSettings())}
     provenance["settings"] = {**kept, **recorded}
     parsed, *_ = understood(search_command(provenance), "longrope.search.search.search")
@@ -166,7 +166,7 @@ def test_a_readjustment_is_told_of_its_attention_factor(
 ) -> None:
     provenance = dict(load_factors(search_run / "factors.json").provenance)
     algorithm = AlgorithmSettings(algorithm="cma")
-    given = {**provenance["settings"], **algorithm_settings(algorithm, algorithm.sizes(48)), "window": 48}
+    given = {**provenance["settings"], **algorithm_settings(algorithm, algorithm.sizes(48), None), "window": 48}
     given |= {"attention_factor": 1.25} | ({"attention_span": 1.2} if searched else {})
     provenance["settings"] = {name: value for name, value in given.items() if name != "attention_factor_rule"}
     parsed, *_ = understood(search_command(provenance), "longrope.search.readjust.readjust")

@@ -72,10 +72,10 @@ def test_the_paper_stays_as_it_is(model_folder: Path) -> None:
 def test_the_journal_of_the_paper_names_nothing_that_is_off() -> None:
     """So that journals from before there were other algorithms are gone on with."""
     chosen = AlgorithmSettings(algorithm="paper")
-    recorded = algorithm_settings(chosen, chosen.sizes(4096))
+    recorded = algorithm_settings(chosen, chosen.sizes(4096), None)
     assert recorded == {"algorithm": "paper", **vars(PaperSettings.paper(4096))}
     chosen = AlgorithmSettings(algorithm="paper", racing=True, patience=4, max_gpu_hours=1.5)
-    recorded = algorithm_settings(chosen, chosen.sizes(4096))
+    recorded = algorithm_settings(chosen, chosen.sizes(4096), None)
     assert {name: recorded[name] for name in ("racing", "patience", "max_gpu_hours")} == {
         "racing": RULE, "patience": 4, "max_gpu_hours": 1.5,
     }  # fmt: skip

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from tiny_search import Notes, coarse_to_fine, eager_races, search_in_process, settings
 
+from longrope.exceptions import OtherRunError
 from longrope.export.recipe import recipe
 from longrope.rope.policy import FactorSchedule, Window, load_factors
 from longrope.runs.journal import read_journal
 from longrope.search.candidate import Candidate
 from longrope.search.coarse_to_fine import CoarseToFine
+from longrope.search.levels import FIRST_RAMPS
 from longrope.search.racing import RULE
 from longrope.search.scorer import Scorer
 from longrope.search.search import SearchReport
@@ -63,7 +65,8 @@ def test_a_search_is_written_down_and_gone_on_with(name: str, given: Given, tmp_
     assert written.provenance["method"] == f"longrope search, algorithm {name}"
     chosen = written.provenance["settings"]
     assert (chosen["algorithm"], chosen["population"], chosen["max_evaluations"]) == (name, 4, 15)
-    assert (chosen["racing"], chosen["attention_span"], chosen["attention_factor_rule"]) == (RULE, 1.25, "search")
+    assert (chosen["attention_span"], chosen["attention_factor_rule"]) == (1.25, "search")
+    assert (chosen.get("first_ramps"), chosen["racing"]) == (FIRST_RAMPS if name == "genetic" else None, RULE)
     assert "mutations" not in chosen
     assert results(report)["evaluations"] == len(report.solution.scores) == 15
     assert Candidate.from_factors(written) == report.solution.best
@@ -73,6 +76,20 @@ def test_a_search_is_written_down_and_gone_on_with(name: str, given: Given, tmp_
         again, pool = search_in_process(given(tmp_path / f"{share}", name, searched, resume=True))
         assert len(pool.asked) == missing
         assert (again.folder / FACTORS).read_bytes() == (report.folder / FACTORS).read_bytes()
+
+
+def test_a_run_that_began_with_other_ramps_is_not_gone_on_with(given: Given, tmp_path: Path) -> None:
+    report, _ = search_in_process(given(tmp_path / "run"))
+    cut(report, tmp_path / "old", 0.5)
+    journal = tmp_path / "old" / JOURNAL
+    header, *events = journal.read_text().splitlines(keepends=True)
+    before = json.loads(header)
+    assert before["settings"].pop("first_ramps") == FIRST_RAMPS
+    journal.write_text("".join([json.dumps(before) + "\n", *events]))
+    old = journal.read_bytes()
+    with pytest.raises(OtherRunError, match="first_ramps"):
+        search_in_process(given(tmp_path / "old", resume=True))
+    assert journal.read_bytes() == old
 
 
 @pytest.mark.parametrize("racing", [True, False])

@@ -73,6 +73,25 @@ def test_the_first_round_is_drawn_about_the_start_where_nothing_is_known() -> No
     assert drawn.std(axis=0) == pytest.approx(0.8, abs=0.1)
 
 
+@pytest.mark.parametrize("start_score", [None, 3.0])
+def test_what_a_level_begins_with_is_asked_for_first_and_once(start_score: float | None) -> None:
+    """The start only where it has no score yet, and none that is known."""
+    level = level_of()
+    level.others = (level.start + 3.0, level.start + 6.0)
+    first = [*([] if start_score else [level.start]), *level.others]
+    optimiser = GeneticOptimiser(level, 4, 0, start_score)
+    asked = [child.tolist() for child in optimiser.ask([])]
+    assert asked[: len(first)] == [each.tolist() for each in first]
+    later = [child.tolist() for child in children(optimiser, known=())]
+    assert not [each for each in [*asked[len(first) :], *later] if each in asked[: len(first)]]
+    one_by_one = GeneticOptimiser(level, 1, 0, start_score)
+    assert [one_by_one.ask([])[0].tolist() for _ in first] == asked[: len(first)]
+    known = [level.decode(each) for each in first[:2]]
+    asked = [child.tolist() for child in GeneticOptimiser(level, 4, 0, start_score).ask(known)]
+    assert not [each for each in first[:2] if each.tolist() in asked]
+    assert [each.tolist() for each in first[2:]] == asked[: len(first) - 2]
+
+
 def test_no_child_is_known_or_twice_in_a_round() -> None:
     """A space of 21 lambdas, of which all but two are known."""
     space = SearchSpace(1, 1.0, 1.2, n_hat_choices=(0,))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from longrope.rope.factors import RopeFactors
 from longrope.rope.methods import yarn
 from longrope.search.candidate import Candidate
-from longrope.search.levels import Level, PairLevel, Ramp, RampLevel
+from longrope.search.levels import FIRST_RAMPS, Level, PairLevel, Ramp, RampLevel
 from longrope.search.space import SearchSpace
 
 WINDOW, RATIO = 64, 8.0
@@ -122,6 +122,24 @@ def test_the_ramp_begins_and_ends_at_turns_within_the_present_window() -> None:
     fast = 64 * turns > 16
     assert fast.sum() > 10
     assert set(np.array(long.decode(long.start).lambdas)[fast]) == {1.0}
+
+
+@pytest.mark.parametrize(("ratio", "begins"), [(1.5, 1.5), (8.0, 8.0), (32.0, 32.0), (512.0, 32.0)])
+def test_the_second_ramp_goes_from_as_many_turns_as_the_ratio_to_half_a_turn(ratio: float, begins: float) -> None:
+    ramp = Ramp(plain(PAIRS), 64 * WINDOW, ratio)
+    space = SearchSpace(PAIRS, 1.0, 2000.0, attention_factor=1.1, attention_span=1.25)
+    level = RampLevel(space, ramp)
+    (genes,) = level.others
+    second = level.decode(genes)
+    t = np.clip((math.log(begins) - np.log(ramp.turns())) / (math.log(begins) - math.log(0.5)), 0, 1)
+    assert ((t > 0) & (t < 1)).sum() >= 3
+    assert second.lambdas == pytest.approx(ratio ** (t**2), rel=0.006)
+    assert second.attention_factor == level.decode(level.start).attention_factor == 1.1
+    assert 1 + len(level.others) == FIRST_RAMPS
+
+
+def test_a_model_that_was_scaled_before_has_no_second_ramp() -> None:
+    assert RampLevel(WIDE, ramp_of(PAIRS, scaled=True)).others == ()
 
 
 @settings(max_examples=60)

@@ -269,6 +269,14 @@ def test_a_readjustment_from_coarse_to_fine(rule: str, given: Callable[..., Read
     assert (pools[0].asked, again.schedule) == ([], report.schedule)
 
 
+def test_a_readjustment_is_told_apart_by_no_rule_of_ramps(
+    given: Callable[..., ReadjustSettings], tmp_path: Path
+) -> None:
+    """It has none, so that one of another rule can be gone on with."""
+    report, _ = run(given(tmp_path / "run", coarse_to_fine("genetic", max_evaluations=4), windows=(48,)))
+    assert "first_ramps" not in report.windows[0].factors.provenance["settings"]
+
+
 def test_each_window_says_how_it_came_about(finished: ReadjustReport) -> None:
     for report, length in zip(finished.windows, (32, 48), strict=True):
         file = finished.folder / f"window-{length}" / "factors.json"
