@@ -60,7 +60,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
 def rules(name: str) -> dict[str, int]:
     """By which candidates of a search are made and dropped; 0 where there is no such rule."""
     chosen = AlgorithmSettings(**SEARCHES[name])
-    return {"first_ramps": FIRST_RAMPS if name.startswith("genetic") else 0, "racing": RULE if chosen.races else 0}
+    return {"first_ramps": FIRST_RAMPS if chosen.algorithm == "genetic" else 0, "racing": RULE if chosen.races else 0}
 
 
 def by_present_rules(result: dict[str, Any]) -> bool:
@@ -204,8 +204,9 @@ def show(results: list[dict[str, Any]]) -> None:
         for mark, theirs in ((150, 400), (150, 1344), (400, 400), (400, 1344)):
             if told := paired(results, ratio, (ours, mark), ("paper", theirs)):
                 print(told)
-        for other in (f"{ours}, no racing", f"{ours}, n_hat", f"{ours}, attention", "cma", "genetic"):
-            if other != ours and (told := paired(results, ratio, (ours, 400), (other, 400))):
+        others = (f"{ours}, no racing", f"{ours}, n_hat", f"{ours}, attention", "cma", "genetic")
+        for other, mark in product(others, (150, 400)):
+            if other != ours and (told := paired(results, ratio, (ours, mark), (other, mark))):
                 print(told)
     for each in results:
         if each["scored_tokens"] < each["tokens_without_racing"]:
