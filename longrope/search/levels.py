@@ -22,7 +22,7 @@ FIRST_RAMPS = 2
 """Which ones a genetic search of an unscaled model begins with; by rule 1, which was not recorded, the start alone. A
 run is gone on with by the rule it was begun with, or not at all."""
 MOST_TURNS = 32
-"""Of a pair within the present window; those that turn more often are as good as never moved (YaRN's beta_fast)."""
+"""Of the pair where the second ramp begins, within the present window: no more than YaRN's (arXiv 2309.00071)."""
 ATTENTION_UNIT = 0.06
 """Of the attention factor's gene: relative change."""
 MANY_TURNS = 8
